@@ -1,0 +1,1 @@
+"""Training for TRRG: phantom data, both stages, evaluation."""

@@ -1,0 +1,1 @@
+"""The TRRG model, one class a part."""
