@@ -1,0 +1,392 @@
+"""The schema of a bundle's ``manifest.json``: frozen dataclasses, and a parser that accepts nothing else.
+
+Every key is required, an unknown one is refused, and a number must be finite: a typing error or a newer
+exporter is an error here and never a default. Axes are whole numbers where they are fixed and names
+where they are free, for example ``("batch", 1, 192, 192)``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from trrg_sdk.errors import BundleError
+
+SCHEMA_VERSION = 1
+GRAPH_NAMES = ("vision", "clue_encoder", "fusion", "decoder")
+MANIFEST_FILE = "manifest.json"
+DIGEST_FILE = "manifest.json.sha256"
+
+Axes = tuple[int | str, ...]
+_REMEDY = "Restore the bundle from its source or export it again"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def check_relative_path(path: str) -> None:
+    """Refuse a path that could leave the bundle or mean another file on another system.
+
+    Args:
+        path: Relative, with forward slashes, as a manifest holds it.
+
+    Raises:
+        ValueError: It is empty, absolute or not normalised, or it holds ``..``, a backslash, a colon or a control
+            character.
+    """
+    parts = path.split("/")
+    odd = any(character in "\\:" or ord(character) < 32 for character in path)
+    if odd or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"expected a relative path inside the bundle with forward slashes, got {path!r}")
+
+
+def _require(condition: bool, message: str) -> None:
+    """Raise ``ValueError`` with the message unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, slots=True)
+class FileSpec:
+    """Size and hash of one file of the bundle."""
+
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        """Refuse a negative size and a hash that is none."""
+        _require(self.bytes >= 0, f"expected a size in bytes, got {self.bytes}")
+        _require(_SHA256.fullmatch(self.sha256) is not None, f"expected 64 hex digits as sha256, got {self.sha256!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, dtype (as numpy names it) and axes of one input or output of a graph."""
+
+    name: str
+    dtype: str
+    axes: Axes
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """One graph: its file, the precision of its weights and its tensors."""
+
+    file: str
+    precision: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a path that leaves the bundle."""
+        check_relative_path(self.file)
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """One array file (``.npy`` or ``.npz``): dtype as numpy names it, and axes."""
+
+    file: str
+    dtype: str
+    axes: Axes
+
+    def __post_init__(self) -> None:
+        """Refuse a path that leaves the bundle."""
+        check_relative_path(self.file)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Which configuration of the model this is."""
+
+    name: str
+    config_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSpec:
+    """The instruction as token ids, and the order of the parts of the prompt. The bos token is part of the prefix."""
+
+    prefix_ids: tuple[int, ...]
+    suffix_ids: tuple[int, ...]
+    order: tuple[Literal["prefix", "visual", "clues", "suffix"], ...]
+
+    def __post_init__(self) -> None:
+        """Refuse an order that leaves out or repeats a part."""
+        parts = sorted(self.order)
+        _require(parts == ["clues", "prefix", "suffix", "visual"], f"expected each part once in order, got {parts}")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSpec:
+    """The tokenizer's file and its special tokens."""
+
+    file: str
+    bos_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        """Refuse a path that leaves the bundle and special tokens outside the vocabulary."""
+        check_relative_path(self.file)
+        special = (self.bos_token_id, self.eos_token_id, self.pad_token_id)
+        inside = all(0 <= token < self.vocab_size for token in special)
+        _require(inside, f"expected special token ids below {self.vocab_size}, got {special}")
+
+
+@dataclass(frozen=True, slots=True)
+class ClueSpec:
+    """A clue of the bundle: its prompts, the calibration (``logit = scale * margin + offset``) and the threshold."""
+
+    name: str
+    positive: str
+    negative: str
+    scale: float
+    offset: float
+    threshold: float
+
+    def __post_init__(self) -> None:
+        """Refuse a threshold that is no probability strictly between 0 and 1: its logit would be infinite."""
+        _require(0.0 < self.threshold < 1.0, f"expected a threshold between 0 and 1, got {self.threshold}")
+
+
+@dataclass(frozen=True, slots=True)
+class CustomClueSpec:
+    """Calibration of a clue that a site adds, and the longest prompt in tokens that the clue encoder takes."""
+
+    scale: float
+    offset: float
+    threshold: float
+    max_length: int
+
+    def __post_init__(self) -> None:
+        """Refuse a threshold that is no probability strictly between 0 and 1 and a length below 1."""
+        _require(0.0 < self.threshold < 1.0, f"expected a threshold between 0 and 1, got {self.threshold}")
+        _require(self.max_length > 0, f"expected a positive max_length, got {self.max_length}")
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingSpec:
+    """How text is decoded when nothing else is asked for."""
+
+    strategy: Literal["greedy"]
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        """Refuse a length below 1."""
+        _require(self.max_new_tokens > 0, f"expected a positive max_new_tokens, got {self.max_new_tokens}")
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSpec:
+    """Sizes of the decoder's key and value buffers: (batch, kv_heads, max_length, head_size) float32, two a layer."""
+
+    layers: int
+    kv_heads: int
+    head_size: int
+    hidden_size: int
+    max_length: int
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below 1."""
+        sizes = dataclasses.astuple(self)
+        _require(min(sizes) > 0, f"expected positive sizes, got {sizes}")
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSpec:
+    """What the graphs were built for."""
+
+    runtime: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProvenanceSpec:
+    """Where the weights come from and which versions made the bundle."""
+
+    sdk_version: str
+    code_version: str
+    checkpoint_sha256: str
+    data: str
+    created_by: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything that a bundle says about itself (design section 4)."""
+
+    schema_version: int
+    bundle_id: str
+    model: ModelSpec
+    files: Mapping[str, FileSpec]
+    graphs: Mapping[str, GraphSpec]
+    preprocess: Mapping[str, object]
+    patch_grid: tuple[int, int]
+    prompt: PromptSpec
+    tokenizer: TokenizerSpec
+    token_embedding: ArraySpec
+    observations: tuple[str, ...]
+    clues: tuple[ClueSpec, ...]
+    custom_clue: CustomClueSpec
+    clue_bank: ArraySpec
+    decoding: DecodingSpec
+    decoder: DecoderSpec
+    targets: Mapping[str, TargetSpec]
+    provenance: ProvenanceSpec
+    evaluation: Mapping[str, object]
+    parity: Mapping[str, Mapping[str, object]]
+    intended_use: str
+
+    def __post_init__(self) -> None:
+        """Refuse a manifest whose parts contradict each other."""
+        self._check_graphs_and_files()
+        self._check_sizes()
+
+    def _check_graphs_and_files(self) -> None:
+        _require(
+            sorted(self.graphs) == sorted(GRAPH_NAMES), f"expected graphs {GRAPH_NAMES}, got {sorted(self.graphs)}"
+        )
+        for path in self.files:
+            check_relative_path(path)
+        own = sorted({MANIFEST_FILE, DIGEST_FILE} & set(self.files))
+        _require(not own, f"expected files without the manifest itself, got {own}")
+
+    def _check_sizes(self) -> None:
+        vocab, hidden = self.tokenizer.vocab_size, self.decoder.hidden_size
+        axes = self.token_embedding.axes
+        _require(axes == (vocab, hidden), f"expected token_embedding axes {(vocab, hidden)}, got {axes}")
+        ids = (*self.prompt.prefix_ids, *self.prompt.suffix_ids)
+        _require(all(0 <= token < vocab for token in ids), f"expected prompt token ids below {vocab}")
+        names = [clue.name for clue in self.clues]
+        _require(len(set(names)) == len(names), "expected each clue name once")
+        _require(min(self.patch_grid) > 0, f"expected a positive patch_grid, got {self.patch_grid}")
+        length, limit = self.prompt_length(len(self.clues)), self.decoder.max_length
+        _require(length < limit, f"expected a prompt shorter than decoder.max_length {limit}, got {length} positions")
+
+    def prompt_length(self, clues: int) -> int:
+        """Return how many positions the prompt takes with this number of clues (bundled and custom together)."""
+        rows, columns = self.patch_grid
+        return len(self.prompt.prefix_ids) + rows * columns + clues + len(self.prompt.suffix_ids)
+
+    def referenced_files(self) -> tuple[str, ...]:
+        """Return the files that the runtime opens, every one of which ``files`` must hold."""
+        arrays = (self.tokenizer.file, self.token_embedding.file, self.clue_bank.file)
+        return (*(graph.file for graph in self.graphs.values()), *arrays)
+
+    def to_json(self) -> str:
+        """Return the text of ``manifest.json``; :func:`parse_manifest` reads it back to an equal manifest.
+
+        Raises:
+            ValueError: A number is not finite.
+        """
+        return json.dumps(_to_plain(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def parse_manifest(text: str) -> Manifest:
+    """Read the text of a ``manifest.json``.
+
+    Args:
+        text: JSON.
+
+    Raises:
+        BundleError: It is no JSON, a key is unknown, missing or given twice, a value has the wrong type or range, a
+            path leaves the bundle, or the schema version is not the one that this SDK reads.
+    """
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_unique_keys, parse_constant=_finite_float, parse_float=_finite_float
+        )
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{MANIFEST_FILE}: expected strict JSON, got: {error}. {_REMEDY}.") from error
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    if type(version) is not int or version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{MANIFEST_FILE}: expected schema_version {SCHEMA_VERSION}, got {version!r}. "
+            "Use the SDK version that the bundle was made for, or export the bundle again with this one."
+        )
+    manifest: Manifest = _parse(Manifest, value, "")
+    return manifest
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Refuse a JSON object that gives a key twice (the last one would win silently)."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} is given twice")
+    return result
+
+
+def _finite_float(text: str) -> float:
+    """Refuse NaN, Infinity and what overflows to it."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"number {text} is not finite")
+    return number
+
+
+def _parse(kind: Any, value: Any, where: str) -> Any:
+    """Convert a JSON value to the annotated type, or raise ``BundleError`` naming the place."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _parse_object(kind, value, where)
+    if origin is tuple and isinstance(value, list):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) == len(value):
+            return tuple(_parse(*pair, f"{where}[{i}]") for i, pair in enumerate(zip(kinds, value, strict=True)))
+    elif origin is Mapping and isinstance(value, dict):
+        return {key: _parse(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    elif _fits(kind, value):
+        return float(value) if kind is float else value
+    raise _wrong(where, str(getattr(kind, "__name__", kind)) if origin is None else str(kind), repr(value)[:80])
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Tell whether a scalar JSON value is of the annotated type; JSON's ``true`` is no number."""
+    origin = get_origin(kind)
+    if kind is object:
+        return True
+    if origin is Literal:
+        return value in get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(_fits(option, value) for option in get_args(kind))
+    if isinstance(value, bool) or not isinstance(kind, type):
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _parse_object(kind: Any, value: Any, where: str) -> Any:
+    """Convert a JSON object to a dataclass: exactly its fields, each of its type."""
+    if not isinstance(value, dict):
+        raise _wrong(where, "an object", repr(value)[:80])
+    hints = get_type_hints(kind)
+    if missing := sorted(hints.keys() - value.keys()):
+        raise _wrong(where, f"keys {missing}", "none of them")
+    if unknown := sorted(value.keys() - hints.keys()):
+        raise _wrong(where, f"no other keys than {sorted(hints)}", str(unknown))
+    fields = {name: _parse(hint, value[name], f"{where}.{name}".lstrip(".")) for name, hint in hints.items()}
+    try:
+        return kind(**fields)
+    except ValueError as error:
+        raise BundleError(f"{MANIFEST_FILE}: {where or 'top level'}: {error}. {_REMEDY}.") from error
+
+
+def _wrong(where: str, expected: str, got: str) -> BundleError:
+    return BundleError(f"{MANIFEST_FILE}: {where or 'top level'}: expected {expected}, got {got}. {_REMEDY}.")
+
+
+def _to_plain(value: Any) -> Any:
+    """Convert dataclasses, mappings and tuples to what ``json`` writes."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: _to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _to_plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_to_plain(item) for item in value]
+    return value
