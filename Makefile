@@ -1,0 +1,44 @@
+# Two commands set everything up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
+EXAMPLE = $(firstword $(wildcard examples/data/*.dcm))
+TEST_VENV = .venv-test
+DEMO_VENV = .venv-demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help:
+	@echo "make demo    fresh environment, bare runtime, report on $(EXAMPLE)"
+	@echo "make test    environment with every extra, all tests (ARGS='-m \"not slow\"' narrows them)"
+	@echo "make lint    ruff and mypy"
+	@echo "make format  let ruff rewrite the code"
+	@echo "make clean   remove both environments"
+
+# Always from nothing, and not editable: what it shows is what `pip install` gives a hospital.
+demo:
+	rm -rf $(DEMO_VENV)
+	$(PYTHON) -m venv $(DEMO_VENV)
+	$(DEMO_VENV)/bin/python $(PIP_INSTALL) ".[cpu]"
+	$(DEMO_VENV)/bin/trrg report $(EXAMPLE)
+
+test: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/ruff check .
+	$(TEST_VENV)/bin/ruff format --check .
+	$(TEST_VENV)/bin/mypy
+
+format: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/ruff check --fix .
+	$(TEST_VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(TEST_VENV) $(DEMO_VENV)
+
+$(TEST_VENV)/.installed: pyproject.toml constraints.txt
+	rm -rf $(TEST_VENV)
+	$(PYTHON) -m venv $(TEST_VENV)
+	$(TEST_VENV)/bin/python $(PIP_INSTALL) -e ".[cpu,train,export,dev]"
+	touch $@
