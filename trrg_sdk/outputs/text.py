@@ -1,0 +1,102 @@
+"""Report → plain text for a person to read: every sentence with what supports it. Holds no UIDs."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from itertools import groupby
+
+from trrg_sdk.report import ClueScore, Evidence, GateReason, HeatPeak, Omission, Report, Sentence
+
+NAME = "text"
+EXTENSION = ".txt"
+
+_WIDTH = 100
+_MARKS = {
+    "supported": "supported",
+    "contradicted": "CONTRADICTED",
+    "unsupported": "UNSUPPORTED",
+    "not_checkable": "not checkable",
+}
+
+
+def render(report: Report) -> bytes:
+    """UTF-8 text with Unix line ends, for a fixed-width font."""
+    blocks = [
+        _banner(report),
+        *_sections(report.sentences),
+        _block("PERCEIVED, BUT NOT SAID", map(_omission, report.omissions)),
+        _clue_table(report),
+        _block("NOTES", (*report.notes, *map(_gate_reason, report.gate.reasons))),
+        _provenance(report),
+    ]
+    return ("\n\n".join(block for block in blocks if block) + "\n").encode()
+
+
+def _banner(report: Report) -> str:
+    lines = ["DRAFT, written by a program. A radiologist has to check every sentence against the image."]
+    lines += textwrap.wrap(report.provenance.intended_use, _WIDTH)
+    if any(clue.forced for clue in report.clues):
+        lines.append("Clue scores were forced by the caller: this text does not describe the image.")
+    rule = "=" * _WIDTH
+    return "\n".join((rule, *lines, rule))
+
+
+def _sections(sentences: Iterable[Sentence]) -> list[str]:
+    grouped = groupby(sentences, key=lambda sentence: sentence.section)
+    return [_block((section or "report").upper(), map(_sentence, members)) for section, members in grouped]
+
+
+def _block(title: str, lines: Iterable[str]) -> str:
+    body = [
+        part for line in lines for part in textwrap.wrap(line, _WIDTH, initial_indent="  ", subsequent_indent="    ")
+    ]
+    return "\n".join((title, *body)) if body else ""
+
+
+def _sentence(sentence: Sentence) -> str:
+    support = ", ".join(map(_support, sentence.evidence))
+    return f"{sentence.text} [{_MARKS[sentence.verdict]}{': ' if support else ''}{support}]"
+
+
+def _support(evidence: Evidence) -> str:
+    return f"{evidence.clue} {evidence.probability:.2f}{' forced' if evidence.forced else ''}"
+
+
+def _omission(omission: Omission) -> str:
+    where = _where(omission.heat_peak) if omission.heat_peak else ""
+    forced = " forced" if omission.forced else ""
+    return f"{omission.clue} {omission.probability:.2f}{forced} (threshold {omission.threshold:.2f}){where}"
+
+
+def _where(peak: HeatPeak) -> str:
+    return f", strongest in row {peak.row + 1} of {peak.rows}, column {peak.column + 1} of {peak.columns}"
+
+
+def _clue_table(report: Report) -> str:
+    width = max((len(name) for name in report.clues.names), default=0)
+    rows = (_clue(clue, width) for clue in report.clues)
+    return "\n".join((f"{'CLUES':<{width + 2}}  probability  threshold", *rows)) if len(report.clues) else ""
+
+
+def _clue(clue: ClueScore, width: int) -> str:
+    words = " ".join(word for word, said in (("present", clue.present), ("(forced)", clue.forced)) if said)
+    return f"  {clue.name:<{width}}  {clue.probability:11.3f}  {clue.threshold:9.3f}  {words}".rstrip()
+
+
+def _gate_reason(reason: GateReason) -> str:
+    return f"{reason.message} {reason.action}"
+
+
+def _provenance(report: Report) -> str:
+    made = report.provenance
+    used = ", ".join(image.view or "view not given" for image in report.images if image.used)
+    parts = (
+        f"bundle {made.bundle_id} (manifest {made.manifest_sha256[:12]})",
+        f"device {made.device}",
+        made.precision,
+        f"trrg-sdk {made.sdk_version}",
+        f"image {used} of {len(report.images)}",
+        f"{report.timings_ms.get('total', 0.0):.0f} ms",
+    )
+    return "Made by: " + " | ".join(parts)
