@@ -69,7 +69,16 @@ NEVER_IN_RUNTIME = {
     "transformers",
 }
 NOT_LOADED_BY_THE_DOOR = (
-    "torch transformers onnx onnxruntime tensorrt pydicom tokenizers PIL trrg_train trrg_export".split()
+    "torch",
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "pydicom",
+    "tokenizers",
+    "PIL",
+    "trrg_train",
+    "trrg_export",
 )
 OUTER_FOLDERS = {"export", "train", "tests", "examples"}
 # Of training, export may know the model and its checkpoints (a module of trrg_train.models), nothing else.
