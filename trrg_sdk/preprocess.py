@@ -88,7 +88,7 @@ class Preprocess:
                 f"the manifest's preprocess must hold {sorted(kinds)}; missing: {missing}, unknown: {unknown}. "
                 "Export the bundle with the version of this SDK that reads it."
             )
-        checked = {name: _checked(name, values[name], kind) for name, kind in kinds.items()}
+        checked: dict[str, Any] = {name: _checked(name, values[name], kind) for name, kind in kinds.items()}
         try:
             return cls(**checked)
         except ValueError as error:

@@ -26,9 +26,11 @@ def triangle_resize(image: NDArray[Any], rows: int, columns: int) -> NDArray[Any
             first, last = max(0, int(centre - support + 0.5)), min(source, int(centre + support + 0.5))
             for tap in range(first, last):
                 table[index, tap] = max(0.0, 1 - abs((tap - centre + 0.5) / support))
-        return table / table.sum(axis=1, keepdims=True)
+        normed: NDArray[Any] = table / table.sum(axis=1, keepdims=True)
+        return normed
 
-    return weights(image.shape[0], rows) @ image.astype(np.float64) @ weights(image.shape[1], columns).T
+    result: NDArray[Any] = weights(image.shape[0], rows) @ image.astype(np.float64) @ weights(image.shape[1], columns).T
+    return result
 
 
 def random_image(rows: int, columns: int, seed: int = 0) -> NDArray[np.float32]:

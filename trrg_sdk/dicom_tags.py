@@ -1,0 +1,165 @@
+"""Typed access to DICOM elements, and the silence around pydicom.
+
+The texts of pydicom's exceptions and warnings may hold element values, and so patient data. They never reach a
+message of ours: an error names the element and says what was expected of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from trrg_sdk.errors import DicomError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+_CODE_STRING = re.compile(r"[A-Z0-9 _]{1,16}")  # PS3.5 6.2, VR CS
+_UID = re.compile(r"[0-9.]{1,64}")  # PS3.5 6.2, VR UI
+
+
+class _Silence:
+    """Counts who is inside, so that threads that overlap restore the filters once and in order."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._filters = warnings.catch_warnings()
+        self._disabled = False
+
+    def enter(self) -> None:
+        """Keep pydicom's warnings off the screen, out of the logs and from becoming errors."""
+        logger = logging.getLogger("pydicom")
+        with self._lock:
+            if self._inside == 0:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+                self._disabled, logger.disabled = logger.disabled, True
+            self._inside += 1
+
+    def leave(self) -> None:
+        """Restore both when the last one leaves."""
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._filters.__exit__(None, None, None)
+                logging.getLogger("pydicom").disabled = self._disabled
+
+
+_SILENCE = _Silence()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """While inside, pydicom neither warns nor logs: both would show element values."""
+    _SILENCE.enter()
+    try:
+        yield
+    finally:
+        _SILENCE.leave()
+
+
+def label(keyword: str) -> str:
+    """How an element is called in a message: name, number and keyword."""
+    from pydicom.datadict import dictionary_description, tag_for_keyword
+
+    tag = tag_for_keyword(keyword)
+    assert tag is not None, keyword
+    return f"{dictionary_description(tag)} ({tag >> 16:04X},{tag & 0xFFFF:04X}, {keyword})"
+
+
+def raw(dataset: Dataset, keyword: str) -> Any:
+    """The element's value, or None when it is absent or empty.
+
+    Raises:
+        DicomError: The element's bytes do not fit its VR (code ``bad_value``).
+    """
+    try:
+        value = dataset.get(keyword)
+    except Exception as error:  # pydicom converts values late, with whatever exception its VR's parser raises
+        raise bad_value(keyword, "a value that fits its VR") from error
+    return None if value is None or value == "" or value == [] else value
+
+
+def bad_value(keyword: str, expected: str) -> DicomError:
+    """The error for an element whose value cannot be used; the value itself is not shown."""
+    return DicomError(
+        f"{label(keyword)} must hold {expected}, and this file's does not. Export the image again at the modality.",
+        code="bad_value",
+    )
+
+
+def integer(dataset: Dataset, keyword: str, *, default: int | None = None, low: int = 0, high: int = 65535) -> int:
+    """One whole number.
+
+    Args:
+        dataset: Where to look.
+        keyword: The element's keyword.
+        default: Taken when the element is absent or empty; without one it is required.
+        low: Smallest value that makes sense.
+        high: Largest value that makes sense.
+
+    Raises:
+        DicomError: Required and absent (``missing_tag``), or no whole number in the range (``bad_value``).
+    """
+    value = raw(dataset, keyword)
+    if value is None:
+        if default is None:
+            raise missing(keyword)
+        return default
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise bad_value(keyword, "one whole number") from error
+    if number != value or not low <= number <= high:
+        raise bad_value(keyword, f"one whole number from {low} to {high}")
+    return number
+
+
+def missing(keyword: str) -> DicomError:
+    """The error for a required element that is absent or empty."""
+    return DicomError(
+        f"{label(keyword)} is missing; the pixels cannot be read without it. Export the image again at the modality.",
+        code="missing_tag",
+    )
+
+
+def numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
+    """All finite numbers of an element; empty when it is absent or is no list of numbers."""
+    try:
+        value = raw(dataset, keyword)
+        values = () if value is None else tuple(float(v) for v in ([value] if _scalar(value) else value))
+    except (DicomError, TypeError, ValueError, OverflowError):
+        return ()
+    return values if all(math.isfinite(v) for v in values) else ()
+
+
+def code(dataset: Dataset, keyword: str) -> str:
+    """One code string in capitals; "" when it is absent or no code string (free text never passes)."""
+    try:
+        value = raw(dataset, keyword)
+    except DicomError:
+        return ""
+    text = str(value if value is None or _scalar(value) else value[0]).strip().upper()
+    return text if value is not None and _CODE_STRING.fullmatch(text) else ""
+
+
+def uid(dataset: Dataset, keyword: str) -> str:
+    """One UID; "" when it is absent or malformed."""
+    try:
+        text = str(raw(dataset, keyword) or "").strip("\0 ")
+    except DicomError:
+        return ""
+    return text if _UID.fullmatch(text) else ""
+
+
+def _scalar(value: object) -> bool:
+    """True for a single value, as opposed to a multi-valued one."""
+    return isinstance(value, (str, bytes, int, float)) or not hasattr(value, "__getitem__")
