@@ -4,8 +4,8 @@ import dataclasses
 import sys
 
 import pytest
-from handmade_reports import SOP_UID, full_report
 
+from tests.sdk.handmade_reports import SOP_UID, full_report
 from trrg_sdk.errors import UsageError
 from trrg_sdk.outputs import FORMATS, open_output
 from trrg_sdk.report import ClueScores, GateResult, Report
@@ -52,7 +52,7 @@ def test_text_says_what_supports_each_sentence() -> None:
 def test_text_says_that_it_is_a_draft_and_what_made_it() -> None:
     text = rendered(full_report())
     assert text.splitlines()[1].startswith("DRAFT")
-    assert "Research only, not for clinical use." in text
+    assert "For research, not for clinical use." in text
     assert "mini-0123abcd" in text
     assert "device cpu | int8 | trrg-sdk 0.1.0" in text
 

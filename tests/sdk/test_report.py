@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from handmade_reports import SOP_UID, full_report
 
+from tests.sdk.handmade_reports import SOP_UID, full_report
 from trrg_sdk.errors import UsageError
 from trrg_sdk.report import Report
 

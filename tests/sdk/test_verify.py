@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 
 import pytest
-from handmade_reports import score
 
+from tests.sdk.handmade_reports import score
 from trrg_sdk.report import ClueScores, HeatPeak, State, Verdict
 from trrg_sdk.verify import MARGIN, distance, judge, omissions
 
