@@ -36,6 +36,7 @@ LAYERS = (
     {"bundle", "manifest"},
     {
         "codestream",
+        "decode",
         "dicom",
         "dicom_tags",
         "gate",
