@@ -1,0 +1,84 @@
+"""``trrg-train``: phantom, stage1, stage2, evaluate."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from trrg_sdk.errors import TrrgError, UsageError
+
+EXTRA = "trrg-train needs PyTorch and friends: pip install 'trrg-sdk[train]'"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the commands."""
+    parser = argparse.ArgumentParser(prog="trrg-train", description="Train TRRG.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    phantom = commands.add_parser("phantom", help="render chest phantoms with reports, labels and boxes")
+    phantom.add_argument("--count", type=int, required=True, help="number of studies")
+    phantom.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes")
+    phantom.add_argument("--size", type=int, default=512, help="rows and columns in pixels")
+    phantom.add_argument("--workers", type=int, default=2, help="processes")
+    phantom.add_argument("--out", type=Path, required=True, help="folder to make")
+    for name, text in (("stage1", "contrastive pretraining"), ("stage2", "clue-enhanced instruction tuning")):
+        stage = commands.add_parser(name, help=text)
+        stage.add_argument("config", type=Path, help="a TOML such as train/configs/mini.toml")
+        stage.add_argument("--resume", action="store_true", help="continue from the last saved step")
+    evaluate = commands.add_parser("evaluate", help="figures of a checkpoint or a bundle on the held-out studies")
+    evaluate.add_argument("model", type=Path, help="a stage-2 checkpoint or a bundle")
+    evaluate.add_argument("config", type=Path, help="the TOML that names the data")
+    evaluate.add_argument("--split", choices=("val", "test"), default="test", help="which held-out studies")
+    evaluate.add_argument("--limit", type=int, default=0, help="at most so many studies a source; 0 means all")
+    evaluate.add_argument("--store", action="store_true", help="keep the figures in the checkpoint, for its model card")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        0 done, 2 usage or a missing extra, else the error's own code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return _run(args, f"trrg-train {' '.join(arguments)}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0].startswith("trrg"):
+            raise
+        print(f"{EXTRA} ({error.name} is missing)", file=sys.stderr)
+        return UsageError.exit_code
+    except TrrgError as error:
+        print(f"trrg-train: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _run(args: argparse.Namespace, typed: str) -> int:
+    if args.command == "phantom":
+        from trrg_train.data.phantom import write_dataset
+
+        path = write_dataset(args.out, count=args.count, seed=args.seed, size=args.size, workers=args.workers)
+        print(path)
+        return 0
+    from trrg_train.config import read_config
+
+    if args.command == "evaluate":
+        from trrg_train.evaluate import evaluate_path
+
+        limit = args.limit or None
+        print(evaluate_path(args.model, read_config(args.config), split=args.split, limit=limit, store=args.store))
+        return 0
+    if args.command == "stage1":
+        from trrg_train.stage1 import run_stage1 as run
+    else:
+        from trrg_train.stage2 import run_stage2 as run
+    print(run(read_config(args.config), commands=(typed,), resume=args.resume))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

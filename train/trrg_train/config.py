@@ -1,0 +1,170 @@
+"""One TOML is one run: data, model, both stages. Unknown keys are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from trrg_sdk.errors import UsageError
+from trrg_train.models.config import ModelConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One data set.
+
+    Attributes:
+        name: Goes into figures ("phantom", "nih").
+        kind: ``"annotation"`` (annotation.json beside images) or ``"labelled_images"`` (labels.csv beside images).
+        path: Folder, relative to the TOML's folder unless absolute.
+        prefix: For ``labelled_images``: only files whose path starts with this.
+        repeat: How often a training study is seen in one epoch.
+    """
+
+    name: str
+    kind: str
+    path: Path
+    prefix: str = ""
+    repeat: int = 1
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """What both stages hand to ``transformers.TrainingArguments``.
+
+    Attributes:
+        epochs: Passes over the training studies, repeats included.
+        batch_size: Studies a step.
+        learning_rate: Peak, after warm-up; cosine decay to zero.
+        weight_decay: Of AdamW.
+        warmup_steps: Linear.
+        save_steps: A resumable checkpoint every so many steps.
+    """
+
+    epochs: float
+    batch_size: int
+    learning_rate: float
+    weight_decay: float = 0.05
+    warmup_steps: int = 100
+    save_steps: int = 200
+
+
+@dataclass(frozen=True)
+class Stage1Config:
+    """Sentence-level contrastive pretraining.
+
+    Attributes:
+        optim: See there.
+        vocab_size: Upper limit of the tokenizer.
+        sentences_per_study: Drawn for each study and step.
+        assertion_ratio: How much likelier a sentence that asserts a disease is drawn than one that denies.
+        temperature: Of InfoNCE.
+        hard_negative_weight: Of a sentence that asserts what the image's report denies.
+        contrast_weight: Of the sentence contrast beside the prompt contrast.
+        max_positive_weight: Limit of the class balance of the prompt contrast.
+    """
+
+    optim: OptimConfig
+    vocab_size: int = 1500
+    sentences_per_study: int = 2
+    assertion_ratio: float = 4.0
+    temperature: float = 0.1
+    hard_negative_weight: float = 2.0
+    contrast_weight: float = 0.3
+    max_positive_weight: float = 6.0
+
+
+@dataclass(frozen=True)
+class Stage2Config:
+    """Clue-enhanced instruction tuning.
+
+    Attributes:
+        optim: See there.
+        views: Encodings kept of each training study: the first as it is, the others augmented.
+        consistency_weight: Of the disease-aware consistency loss; 0 switches it off (ablation).
+        clue_swap: Share of training studies that get the image of another study and the clue scores forced to
+            their own report's labels. It teaches the language model to follow the clues.
+        gate_noise: Standard deviation of the noise on the clue logits.
+        max_new_tokens: Hard limit of a report.
+        parity_studies: Held-out studies that travel with the checkpoint for the export's comparison.
+    """
+
+    optim: OptimConfig
+    views: int = 2
+    consistency_weight: float = 0.5
+    clue_swap: float = 0.25
+    gate_noise: float = 0.7
+    max_new_tokens: int = 192
+    parity_studies: int = 64
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run.
+
+    Attributes:
+        out: Folder of checkpoints and caches, relative to the working folder.
+        seed: Of everything random.
+        model: Sizes.
+        sources: Data sets.
+        stage1: First stage.
+        stage2: Second stage.
+    """
+
+    out: Path
+    seed: int
+    model: ModelConfig
+    sources: tuple[SourceConfig, ...]
+    stage1: Stage1Config
+    stage2: Stage2Config
+
+
+def read_config(path: Path) -> RunConfig:
+    """Read and check a TOML.
+
+    Raises:
+        UsageError: The file is missing, no TOML, or a key is unknown, missing or of the wrong type.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is no valid TOML: {error}") from error
+    known = {"out", "seed", "model", "sources", "stage1", "stage2"}
+    if set(values) != known:
+        raise UsageError(f"{path} must have exactly the keys {sorted(known)}, it has {sorted(values)}")
+    return RunConfig(
+        out=Path(values["out"]),
+        seed=int(values["seed"]),
+        model=ModelConfig.from_mapping(values["model"]),
+        sources=tuple(_source(table, path.parent) for table in values["sources"]),
+        stage1=_stage(Stage1Config, values["stage1"], "stage1"),
+        stage2=_stage(Stage2Config, values["stage2"], "stage2"),
+    )
+
+
+def _source(table: Mapping[str, Any], base: Path) -> SourceConfig:
+    return _table(SourceConfig, {**table, "path": base / str(table.get("path", ""))}, "sources")
+
+
+def _stage(cls: type[T], table: Mapping[str, Any], where: str) -> T:
+    optim = _table(OptimConfig, table.get("optim", {}), f"{where}.optim")
+    return _table(cls, {**table, "optim": optim}, where)
+
+
+def _table(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is one of the dataclasses above
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UsageError(f"unknown keys in [{where}]: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise UsageError(f"[{where}] is incomplete: {error}") from error

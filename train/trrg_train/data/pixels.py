@@ -1,0 +1,77 @@
+"""Preprocessed pixels of many studies in one memory-mapped array, built once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from trrg_sdk import dicom
+from trrg_sdk.errors import UsageError
+from trrg_sdk.preprocess import Preprocess
+from trrg_train.data.study import Study
+
+WORKERS = 2
+
+
+def cached_pixels(studies: Sequence[Study], preprocess: Preprocess, cache: Path) -> NDArray[np.float16]:
+    """Read, preprocess and keep the images of all studies.
+
+    Args:
+        studies: K studies.
+        preprocess: Steps of the manifest, the same as at run time.
+        cache: Folder of cached arrays; one file a list of studies and preprocessing, renamed when complete.
+
+    Returns:
+        Read-only memory map, float16 (K, C, S, S).
+    """
+    key = json.dumps([preprocess.to_manifest(), [str(s.image.resolve()) for s in studies]], sort_keys=True)
+    path = cache / f"pixels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+    if not path.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        _build(studies, preprocess, path)
+    loaded: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return loaded
+
+
+def read_pixels(image: Path, preprocess: Preprocess) -> NDArray[np.float32]:
+    """Read one DICOM or 8-bit image file and preprocess it to float32 (C, S, S).
+
+    Raises:
+        UsageError: The image file is missing or unreadable.
+        DicomError: The DICOM file cannot be decoded.
+    """
+    if image.suffix.lower() in (".jpg", ".jpeg", ".png"):
+        try:
+            with Image.open(image) as opened:
+                plane = np.asarray(opened.convert("L"), dtype=np.float32)
+        except OSError as error:
+            raise UsageError(f"cannot read the image {image.name}: {error}") from error
+        return preprocess.apply(plane)
+    radiograph = dicom.load(image)
+    return preprocess.apply(radiograph.pixels, spacing_mm=radiograph.spacing_mm)
+
+
+def _build(studies: Sequence[Study], preprocess: Preprocess, path: Path) -> None:
+    aside = path.with_name(path.name + ".writing")
+    shape = (len(studies), preprocess.channels, preprocess.size, preprocess.size)
+    array = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float16, shape=shape)
+    jobs = [(study.image, preprocess) for study in studies]
+    with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
+        done = pool.imap(_read_job, jobs, chunksize=16)
+        for row, pixels in enumerate(tqdm(done, total=len(jobs), desc="reading images", mininterval=5.0)):
+            array[row] = pixels
+    array.flush()
+    del array
+    aside.rename(path)
+
+
+def _read_job(job: tuple[Path, Preprocess]) -> NDArray[np.float32]:
+    return read_pixels(*job)

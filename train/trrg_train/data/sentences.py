@@ -1,0 +1,91 @@
+"""Sentences of the training reports and the sampler that answers the flood of denials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trrg_sdk.labeler import OBSERVATIONS, label_sentence, split_sentences
+from trrg_train.losses import Relation
+
+
+@dataclass(frozen=True)
+class LabelledSentence:
+    """A sentence and what it says.
+
+    Attributes:
+        text: The sentence.
+        states: int8 (14,): 1 asserts, -1 denies, 0 does not mention or is not sure.
+    """
+
+    text: str
+    states: NDArray[np.int8]
+
+    @property
+    def asserts(self) -> bool:
+        """True when it asserts a disease or a device."""
+        rest = np.delete(self.states, OBSERVATIONS.index("No Finding"))
+        return bool((rest > 0).any())
+
+
+def labelled_sentences(report: str) -> list[LabelledSentence]:
+    """Split a report and label each sentence."""
+    return [LabelledSentence(span.text, _states(label_sentence(span.text))) for span in split_sentences(report)]
+
+
+def report_states(labels: Mapping[str, bool]) -> NDArray[np.int8]:
+    """Study labels as int8 (14,): 1 present, -1 absent, 0 not known."""
+    return np.array([0 if o not in labels else 1 if labels[o] else -1 for o in OBSERVATIONS], dtype=np.int8)
+
+
+class SentenceSampler:
+    """Draws sentences of a report, asserting ones more often than denying ones."""
+
+    def __init__(self, *, assertion_ratio: float, count: int) -> None:
+        """Set how much likelier an assertion is, and how many sentences a draw gives."""
+        self.assertion_ratio = assertion_ratio
+        self.count = count
+
+    def draw(self, sentences: Sequence[LabelledSentence], rng: np.random.Generator) -> list[LabelledSentence]:
+        """Draw without replacement; fewer when the report is shorter."""
+        weights = np.array([self.assertion_ratio if s.asserts else 1.0 for s in sentences])
+        count = min(self.count, len(sentences))
+        chosen = rng.choice(len(sentences), size=count, replace=False, p=weights / weights.sum())
+        return [sentences[i] for i in chosen]
+
+
+def relations(studies: NDArray[np.int8], sentences: NDArray[np.int8], owner: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Say how each sentence of a batch stands to each image.
+
+    An image's own sentence is positive, and so is another report's sentence that asserts what this report asserts.
+    Denials that agree, and whatever mentions what is not known of the image, are ignored: they are true of it or
+    may be. A sentence that contradicts the report is negative, and hard when it asserts what the report denies.
+
+    Args:
+        studies: int8 (B, 14), see :func:`report_states`.
+        sentences: int8 (S, 14), see :class:`LabelledSentence`.
+        owner: int64 (S,), row of the image whose report the sentence is from.
+
+    Returns:
+        int64 (B, S) of :class:`~trrg_train.losses.Relation`.
+    """
+    product = studies[:, None, :] * sentences[None, :, :]  # (B, S, 14)
+    mentioned = (sentences != 0)[None]
+    agrees = ((product == 1) == mentioned).all(-1) & mentioned.any(-1)
+    asserting = (sentences > 0).any(-1)[None]
+    conflict = (product == -1).any(-1)
+    hard = ((product == -1) & (sentences == 1)[None]).any(-1)
+    relation = np.full(agrees.shape, int(Relation.IGNORED), dtype=np.int64)
+    relation[agrees & asserting] = int(Relation.POSITIVE)
+    relation[conflict] = int(Relation.NEGATIVE)
+    relation[hard] = int(Relation.HARD_NEGATIVE)
+    relation[owner, np.arange(len(owner))] = int(Relation.POSITIVE)
+    return relation
+
+
+def _states(labels: Mapping[str, str]) -> NDArray[np.int8]:
+    value = {"present": 1, "absent": -1, "uncertain": 0}
+    return np.array([value[labels[o]] if o in labels else 0 for o in OBSERVATIONS], dtype=np.int8)

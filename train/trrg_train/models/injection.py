@@ -1,0 +1,41 @@
+"""The clue injection module: Hadamard product, flatten, one token per clue."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ClueInjection(nn.Module):
+    """Turns each clue into one token of what the patches say about it.
+
+    The patch embeddings in the joint space are multiplied element-wise (Hadamard) by the clue's embedding,
+    flattened over patches and width, and projected. All clues share these weights, so their number is free.
+    The clue's score gates the evidence; a polarity vector says the score itself and a projection of the clue's
+    embedding says which clue it is, so that a score near zero still reads as "no X" (both our choice).
+    """
+
+    def __init__(self, *, patches: int, joint_dim: int, width: int) -> None:
+        """Build for N patches, joint width De and token width D."""
+        super().__init__()
+        self.project = nn.Linear(patches * joint_dim, width)
+        self.identity = nn.Linear(joint_dim, width)
+        self.polarity = nn.Parameter(torch.randn(width) * 0.5)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, patch_joint: Tensor, clue: Tensor, gate: Tensor) -> Tensor:
+        """Inject.
+
+        Args:
+            patch_joint: (B, N, De).
+            clue: (C, De), the direction from the negative to the positive prompt.
+            gate: (B, C) in [0, 1], 0.5 where the clue is just present.
+
+        Returns:
+            Clue tokens (B, C, D).
+        """
+        product = patch_joint.unsqueeze(1) * clue.unsqueeze(1)  # (B, C, N, De)
+        evidence = self.project(product.flatten(2))  # (B, C, D)
+        score = gate.unsqueeze(-1)  # (B, C, 1)
+        token = score * evidence + self.identity(clue) + (2.0 * score - 1.0) * self.polarity
+        return torch.as_tensor(self.norm(token))

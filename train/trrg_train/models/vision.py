@@ -1,0 +1,62 @@
+"""The vision encoder: a radiograph becomes patches."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+
+from trrg_sdk.errors import UsageError
+from trrg_train.models.config import ModelConfig
+
+
+class VisionEncoder(nn.Module):
+    """Any Hugging Face image backbone behind one shape.
+
+    Convolutional backbones give a map (B, Dv, H, W), transformers a sequence (B, N, Dv) or (B, 1 + N, Dv) with a
+    class token in front; all come out as patches in row-major order.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Build from a local folder or from the configuration alone.
+
+        Args:
+            config: ``vision`` or ``vision_path`` is read.
+        """
+        super().__init__()
+        self.patches = config.patches
+        if config.vision_path:
+            self.backbone = cast(nn.Module, AutoModel.from_pretrained(config.vision_path, local_files_only=True))
+        else:
+            self.backbone = AutoModel.from_config(_backbone_config(config))
+        settings: Any = self.backbone.config
+        sizes = getattr(settings, "hidden_sizes", None)
+        self.width = int(sizes[-1] if sizes else settings.hidden_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode.
+
+        Args:
+            pixels: float32 (B, C, S, S), preprocessed.
+
+        Returns:
+            Patches float32 (B, N, Dv).
+        """
+        hidden: Tensor = self.backbone(pixel_values=pixels).last_hidden_state
+        if hidden.dim() == 4:
+            hidden = hidden.flatten(2).transpose(1, 2)
+        if hidden.shape[1] == self.patches + 1:
+            hidden = hidden[:, 1:]
+        torch._check(hidden.shape[1] == self.patches)
+        return hidden
+
+
+def _backbone_config(config: ModelConfig) -> Any:
+    values = dict(config.vision)
+    kind = values.pop("model_type")
+    try:
+        return AutoConfig.for_model(kind, **values)
+    except ValueError as error:
+        raise UsageError(f"[model.vision] model_type {kind!r} is not known to transformers: {error}") from error

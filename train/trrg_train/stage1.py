@@ -1,0 +1,227 @@
+"""Stage 1: sentence-level contrastive pretraining of the perceiver."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer
+
+from trrg_sdk.labeler import OBSERVATIONS
+from trrg_sdk.preprocess import Preprocess
+from trrg_train.augment import augment
+from trrg_train.calibration import calibrate
+from trrg_train.config import RunConfig, Stage1Config
+from trrg_train.data.grammar import prompts
+from trrg_train.data.pixels import cached_pixels
+from trrg_train.data.sentences import SentenceSampler, labelled_sentences, relations, report_states
+from trrg_train.data.sources import read_sources, repeated
+from trrg_train.data.study import Study, label_matrix
+from trrg_train.losses import prompt_contrast, sentence_contrast
+from trrg_train.metrics import auc, macro
+from trrg_train.models.checkpoint import CheckpointMeta, save_checkpoint
+from trrg_train.models.clue_bank import BankedClue, embed_bank, tokenize
+from trrg_train.models.perceiver import Perceiver
+from trrg_train.models.tokenizer import train_tokenizer
+from trrg_train.trainer import training_arguments
+
+log = logging.getLogger(__name__)
+
+
+class Stage1Batches:
+    """Collator: draws sentences, augments images, relates both."""
+
+    def __init__(
+        self, studies: Sequence[Study], pixels: NDArray[np.float16], config: RunConfig, tokenizer: Any
+    ) -> None:
+        """Label all sentences once.
+
+        Args:
+            studies: Training studies.
+            pixels: (K, C, S, S) of the same studies.
+            config: Of the run.
+            tokenizer: ``tokenizers.Tokenizer``.
+        """
+        self.max_length = config.model.max_text_length
+        self.pixels = pixels
+        self.sentences = [labelled_sentences(study.report) for study in studies]
+        self.states = np.stack([report_states(study.labels) for study in studies])
+        self.labels = torch.from_numpy(label_matrix(studies))
+        self.tokenizer = tokenizer
+        stage = config.stage1
+        self.sampler = SentenceSampler(assertion_ratio=stage.assertion_ratio, count=stage.sentences_per_study)
+        self.rng = np.random.default_rng(config.seed)
+        self.generator = torch.Generator().manual_seed(config.seed)
+
+    def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Make a batch of studies, given by index."""
+        drawn = [(row, s) for row, i in enumerate(indices) for s in self.sampler.draw(self.sentences[i], self.rng)]
+        owner = np.array([row for row, _ in drawn], dtype=np.int64)
+        states = np.stack([sentence.states for _, sentence in drawn])
+        ids, mask = tokenize([s.text for _, s in drawn], self.tokenizer, max_length=self.max_length)
+        plain = torch.from_numpy(np.stack([self.pixels[i] for i in indices]).astype(np.float32))
+        return {
+            "pixels": augment(plain, self.generator),
+            "sentence_ids": ids,
+            "sentence_mask": mask,
+            "relation": torch.from_numpy(relations(self.states[list(indices)], states, owner)),
+            "labels": self.labels[list(indices)],
+        }
+
+
+class Stage1Task(nn.Module):
+    """The perceiver with the losses of stage 1, as ``transformers.Trainer`` wants it."""
+
+    def __init__(
+        self, perceiver: Perceiver, config: Stage1Config, *, prompts: tuple[Tensor, Tensor], balance: Tensor
+    ) -> None:
+        """Hold the model and the tokenised prompts.
+
+        Args:
+            perceiver: To be trained.
+            config: Of the stage.
+            prompts: Token ids and mask, int64 (2 C, L): the positive prompts, then the negative ones.
+            balance: (C,), weight of a present observation.
+        """
+        super().__init__()
+        self.perceiver = perceiver
+        self.config = config
+        self.register_buffer("prompt_ids", prompts[0], persistent=False)
+        self.register_buffer("prompt_mask", prompts[1], persistent=False)
+        self.register_buffer("balance", balance, persistent=False)
+
+    def forward(
+        self, pixels: Tensor, sentence_ids: Tensor, sentence_mask: Tensor, relation: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Compute both contrasts; keys ``loss``, ``logits`` (B, C)."""
+        _, patch_joint, global_joint = self.perceiver.encode_images(pixels)
+        sentences = self.perceiver.encode_texts(sentence_ids, sentence_mask)
+        prompts_ids, prompts_mask = self.get_buffer("prompt_ids"), self.get_buffer("prompt_mask")
+        positive, negative = self.perceiver.encode_texts(prompts_ids, prompts_mask).chunk(2)
+        logits, _ = self.perceiver.perception(patch_joint, global_joint, positive, negative)
+        contrast = sentence_contrast(
+            global_joint,
+            sentences,
+            relation,
+            temperature=self.config.temperature,
+            hard_negative_weight=self.config.hard_negative_weight,
+        )
+        prompt = prompt_contrast(logits, labels, positive_weight=self.get_buffer("balance"))
+        return {"loss": prompt + self.config.contrast_weight * contrast, "logits": logits}
+
+
+class Indices(Dataset[int]):
+    """A dataset of study indices; the collator does the rest, batch-wise."""
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        """Hold the indices."""
+        self.indices = indices
+
+    def __len__(self) -> int:
+        """Count."""
+        return len(self.indices)
+
+    def __getitem__(self, item: int) -> int:
+        """Return an index."""
+        return self.indices[item]
+
+
+def run_stage1(config: RunConfig, *, commands: tuple[str, ...], resume: bool = False) -> Path:
+    """Train, calibrate and save.
+
+    Args:
+        config: Whole run.
+        commands: What the user typed, kept for the model card.
+        resume: Continue from the last saved step.
+
+    Returns:
+        Folder of the stage-1 checkpoint.
+    """
+    torch.manual_seed(config.seed)
+    studies = read_sources(config.sources)
+    train = [s for s in studies if s.split == "train"]
+    preprocess = Preprocess(size=config.model.image_size, channels=1)
+    pixels = cached_pixels(train, preprocess, config.out / "cache")
+    bank = tuple(BankedClue(name, *prompts(name)) for name in OBSERVATIONS)
+    ordered = [clue.positive for clue in bank] + [clue.negative for clue in bank]
+    corpus = [*(s.report for s in train), *ordered, config.model.instruction]
+    tokenizer = train_tokenizer(corpus, vocab_size=config.stage1.vocab_size)
+    perceiver = Perceiver(config.model, vocab_size=tokenizer.get_vocab_size()).to(memory_format=torch.channels_last)
+    indices = repeated(train, config.sources)
+    balance = class_balance(label_matrix(train)[indices], limit=config.stage1.max_positive_weight)
+    tokens = tokenize(ordered, tokenizer, max_length=config.model.max_text_length)
+    trainer = Trainer(
+        model=Stage1Task(perceiver, config.stage1, prompts=tokens, balance=balance),
+        args=training_arguments(config.stage1.optim, config.out / "stage1-steps", seed=config.seed),
+        data_collator=Stage1Batches(train, pixels, config, tokenizer),
+        train_dataset=Indices(indices),
+    )
+    trainer.train(resume_from_checkpoint=resume or None)
+    bank = _calibrated(perceiver.eval(), bank, tokenizer, config, studies)
+    meta = CheckpointMeta(
+        stage=1,
+        clues=bank,
+        preprocess=preprocess.to_manifest(),
+        data=describe(studies),
+        commands=commands,
+        seed=config.seed,
+    )
+    folder = config.out / "stage1"
+    save_checkpoint(folder, model=perceiver, config=config.model, tokenizer=tokenizer, meta=meta)
+    return folder
+
+
+def class_balance(labels: NDArray[np.float32], *, limit: float) -> Tensor:
+    """Weight of a present observation: negatives over positives among the known, in [1/limit, limit]; (C,)."""
+    positives = np.nansum(labels, axis=0)
+    negatives = (~np.isnan(labels)).sum(0) - positives
+    return torch.from_numpy(np.clip(negatives / np.maximum(positives, 1), 1 / limit, limit).astype(np.float32))
+
+
+@torch.no_grad()
+def clue_logits(
+    perceiver: Perceiver, embedded: tuple[Tensor, Tensor], pixels: NDArray[np.float16], *, batch: int = 64
+) -> NDArray[np.float64]:
+    """Uncalibrated clue logits (K, C) of preprocessed pixels (K, 1, S, S) for embedded prompts, each (C, De)."""
+    rows = []
+    for start in range(0, len(pixels), batch):
+        chunk = torch.from_numpy(pixels[start : start + batch].astype(np.float32))
+        _, patch_joint, global_joint = perceiver.encode_images(chunk)
+        rows.append(perceiver.perception(patch_joint, global_joint, *embedded)[0].numpy())
+    return np.concatenate(rows).astype(np.float64)
+
+
+def describe(studies: Sequence[Study]) -> str:
+    """One sentence a source: how many studies and patients in each split."""
+    lines = []
+    for source in sorted({s.source for s in studies}):
+        counts = []
+        for split in ("train", "val", "test"):
+            part = [s for s in studies if s.source == source and s.split == split]
+            counts.append(f"{len(part)} studies of {len({s.patient for s in part})} patients for {split}")
+        lines.append(f"{source}: {', '.join(counts)}.")
+    return " ".join(lines)
+
+
+def _calibrated(
+    perceiver: Perceiver, bank: tuple[BankedClue, ...], tokenizer: Any, config: RunConfig, studies: Sequence[Study]
+) -> tuple[BankedClue, ...]:
+    held_out = [s for s in studies if s.split == "val"]
+    pixels = cached_pixels(held_out, Preprocess(size=config.model.image_size, channels=1), config.out / "cache")
+    with torch.no_grad():
+        embedded = embed_bank(bank, perceiver, tokenizer, max_length=config.model.max_text_length)
+    logits = clue_logits(perceiver, embedded, pixels)
+    labels = label_matrix(held_out).astype(np.float64)
+    for source in sorted({s.source for s in held_out}):
+        rows = np.array([s.source == source for s in held_out])
+        values = np.array([auc(logits[rows, c], labels[rows, c]) for c in range(len(bank))])
+        named = {clue.name: round(float(v), 3) for clue, v in zip(bank, values, strict=True) if not np.isnan(v)}
+        log.info("validation AUC, %s: macro %.3f, %s", source, macro(values), named)
+    return calibrate(bank, logits, labels)

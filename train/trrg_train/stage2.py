@@ -1,0 +1,197 @@
+"""Stage 2: clue-enhanced instruction tuning of fusion and language model over frozen encoders."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import Trainer
+
+from trrg_sdk.errors import UsageError
+from trrg_train.config import RunConfig, Stage2Config
+from trrg_train.data.pixels import cached_pixels
+from trrg_train.data.sources import read_sources, repeated
+from trrg_train.data.study import Study, label_matrix
+from trrg_train.encodings import Encodings, encode_studies
+from trrg_train.models.checkpoint import Checkpoint, CheckpointMeta, load_checkpoint, save_checkpoint
+from trrg_train.models.clue_bank import BankedClue, clue_inputs, embed_bank
+from trrg_train.models.fusion import ClueInputs
+from trrg_train.models.tokenizer import BOS_ID, EOS_ID, pad_batch
+from trrg_train.models.trrg import EncodedImages, Prompt, Trrg
+from trrg_train.stage1 import Indices
+from trrg_train.trainer import training_arguments
+
+log = logging.getLogger(__name__)
+
+FORCED_PRESENT, FORCED_ABSENT = (0.6, 1.0), (0.0, 0.4)
+
+
+class Stage2Batches:
+    """Collator: encodings, clue scores and report tokens of a batch."""
+
+    def __init__(
+        self, studies: Sequence[Study], encodings: Encodings, config: Stage2Config, tokenizer: Any, *, seed: int
+    ) -> None:
+        """Tokenise all reports once.
+
+        Args:
+            studies: K training studies.
+            encodings: Of the same studies.
+            config: Of the stage.
+            tokenizer: ``tokenizers.Tokenizer``.
+            seed: Of views, swaps and noise.
+        """
+        self.encodings = encodings
+        self.config = config
+        self.reports = [[*tokenizer.encode(study.report).ids, EOS_ID] for study in studies]
+        too_long = [s.study_id for s, r in zip(studies, self.reports, strict=True) if len(r) > config.max_new_tokens]
+        if too_long:
+            raise UsageError(
+                f"{len(too_long)} reports are longer than max_new_tokens = {config.max_new_tokens}, first {too_long[0]}"
+            )
+        self.labels = label_matrix(studies)
+        self.rng = np.random.default_rng(seed)
+
+    def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Make a batch of studies, given by index."""
+        reports = np.array(indices)
+        labels = self.labels[reports]
+        swapped = self.rng.random(len(reports)) < self.config.clue_swap
+        images = np.where(swapped, self.rng.integers(len(self.labels), size=len(reports)), reports)
+        views = self.rng.integers(self.config.views, size=len(reports))
+        forced = np.where(np.nan_to_num(labels) > 0.5, self._uniform(FORCED_PRESENT, labels), 0.0)
+        forced += np.where(np.nan_to_num(labels) > 0.5, 0.0, self._uniform(FORCED_ABSENT, labels))
+        gate_logits = self.encodings.gate_logits[views, images]
+        noise = self.rng.normal(scale=self.config.gate_noise, size=gate_logits.shape)
+        perceived = 1.0 / (1.0 + np.exp(-(gate_logits + noise)))
+        override = np.where(swapped[:, None], forced, perceived).astype(np.float32)
+        ids, mask = pad_batch([self.reports[i] for i in indices], max_length=self.config.max_new_tokens)
+        return {
+            "patches": torch.from_numpy(self.encodings.patches[views, images].astype(np.float32)),
+            "patch_joint": torch.from_numpy(self.encodings.patch_joint[views, images].astype(np.float32)),
+            "global_joint": torch.from_numpy(self.encodings.global_joint[views, images].astype(np.float32)),
+            "override": torch.from_numpy(override),
+            "report_ids": ids,
+            "report_mask": mask,
+            "labels": torch.from_numpy(labels),
+        }
+
+    def _uniform(self, limits: tuple[float, float], like: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return self.rng.uniform(*limits, size=like.shape)
+
+
+class Stage2Task(nn.Module):
+    """The whole model with its losses, as ``transformers.Trainer`` wants it."""
+
+    def __init__(self, model: Trrg, bank: Sequence[BankedClue], embedded: tuple[Tensor, Tensor]) -> None:
+        """Hold the model and the embedded clues, each (C, De)."""
+        super().__init__()
+        self.model = model
+        self.bank = tuple(bank)
+        self.register_buffer("positive", embedded[0], persistent=False)
+        self.register_buffer("negative", embedded[1], persistent=False)
+
+    def forward(
+        self,
+        patches: Tensor,
+        patch_joint: Tensor,
+        global_joint: Tensor,
+        override: Tensor,
+        report_ids: Tensor,
+        report_mask: Tensor,
+        labels: Tensor,
+    ) -> dict[str, Tensor]:
+        """Compute the losses; keys ``loss``, ``language_loss``, ``consistency_loss``."""
+        output = self.model(
+            EncodedImages(patches, patch_joint, global_joint), self.clues(override), report_ids, report_mask, labels
+        )
+        return {
+            "loss": output.loss,
+            "language_loss": output.language_loss.detach(),
+            "consistency_loss": output.consistency_loss.detach(),
+        }
+
+    def clues(self, override: Tensor) -> ClueInputs:
+        """Join the bank with the scores (B, C) of a batch."""
+        return clue_inputs(self.bank, self.get_buffer("positive"), self.get_buffer("negative"), override)
+
+
+def run_stage2(config: RunConfig, *, commands: tuple[str, ...], resume: bool = False) -> Path:
+    """Train on the stage-1 checkpoint of the same run and save the whole model.
+
+    Args:
+        config: Whole run.
+        commands: What the user typed, kept for the model card.
+        resume: Continue from the last saved step.
+
+    Returns:
+        Folder of the stage-2 checkpoint.
+    """
+    torch.manual_seed(config.seed)
+    first = load_checkpoint(config.out / "stage1")
+    studies = read_sources(config.sources)
+    train = [s for s in studies if s.split == "train"]
+    with torch.no_grad():
+        embedded = embed_bank(
+            first.meta.clues, first.perceiver(), first.tokenizer, max_length=config.model.max_text_length
+        )
+    pixels = cached_pixels(train, first.preprocess, config.out / "cache")
+    encodings = encode_studies(first, embedded, pixels, views=config.stage2.views, seed=config.seed)
+    model = _model(config, first)
+    trainer = Trainer(
+        model=Stage2Task(model, first.meta.clues, embedded),
+        args=training_arguments(config.stage2.optim, config.out / "stage2-steps", seed=config.seed),
+        data_collator=Stage2Batches(train, encodings, config.stage2, first.tokenizer, seed=config.seed),
+        train_dataset=Indices(repeated(train, config.sources)),
+    )
+    trainer.train(resume_from_checkpoint=resume or None)
+    return _save(model, config, first, studies, (*first.meta.commands, *commands))
+
+
+def instruction_prompt(instruction: str, tokenizer: Any) -> Prompt:
+    """Token ids before the visual tokens (start token, instruction) and after the clue tokens (none yet)."""
+    return Prompt((BOS_ID, *tokenizer.encode(instruction).ids), (BOS_ID,))
+
+
+def _model(config: RunConfig, first: Checkpoint) -> Trrg:
+    model = Trrg(
+        config.model,
+        vocab_size=first.tokenizer.get_vocab_size(),
+        prompt=instruction_prompt(config.model.instruction, first.tokenizer),
+        consistency_weight=config.stage2.consistency_weight,
+    )
+    model.perceiver.load_state_dict(first.perceiver().state_dict())
+    model.freeze_perceiver()
+    return model
+
+
+def _save(
+    model: Trrg, config: RunConfig, first: Checkpoint, studies: Sequence[Study], commands: tuple[str, ...]
+) -> Path:
+    meta = CheckpointMeta(
+        stage=2,
+        clues=first.meta.clues,
+        preprocess=first.meta.preprocess,
+        prefix_ids=model.prompt.prefix_ids,
+        suffix_ids=model.prompt.suffix_ids,
+        max_new_tokens=config.stage2.max_new_tokens,
+        data=first.meta.data,
+        commands=commands,
+        seed=config.seed,
+    )
+    folder = config.out / "stage2"
+    save_checkpoint(folder, model=model, config=config.model, tokenizer=first.tokenizer, meta=meta)
+    held_out = [s for s in studies if s.split == "val"][:: max(1, _stride(studies, config.stage2.parity_studies))]
+    pixels = cached_pixels(held_out[: config.stage2.parity_studies], first.preprocess, config.out / "cache")
+    save_file({"pixels": torch.from_numpy(np.array(pixels))}, folder / "parity.safetensors")
+    return folder
+
+
+def _stride(studies: Sequence[Study], count: int) -> int:
+    return sum(s.split == "val" for s in studies) // max(count, 1)
