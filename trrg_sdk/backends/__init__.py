@@ -1,0 +1,72 @@
+"""Backends run the graphs of a bundle. This module picks one and opens graphs that fit the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from trrg_sdk.backends.base import Backend, Decoder, Graph
+from trrg_sdk.bundle import Bundle
+from trrg_sdk.errors import UsageError
+
+__all__ = ["Backend", "Decoder", "Graph", "open_backend", "open_decoder", "open_graphs"]
+
+
+def open_backend(*, device: str = "auto", threads: int | None = None) -> Backend:
+    """Open the runtime on a device.
+
+    Args:
+        device: ``"auto"`` takes the best one that works (``backend.device`` says which), ``"cpu"`` or ``"cuda"`` takes
+            exactly that one or fails.
+        threads: Processor threads that one graph may use; ``None`` takes the physical cores that this process may use.
+
+    Raises:
+        UsageError: The device or the number of threads makes no sense.
+        DeviceError: The device does not work here, or no runtime is installed.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads: expected a whole number of at least 1, got {threads}.")
+    from trrg_sdk.backends import onnxruntime
+
+    return onnxruntime.open_backend(device=device, threads=threads)
+
+
+def open_graphs(backend: Backend, bundle: Bundle, names: Sequence[str]) -> dict[str, Graph]:
+    """Open graphs of a bundle side by side and compare each with the manifest.
+
+    Args:
+        backend: Where they will run.
+        bundle: Where they come from.
+        names: Any of ``"vision"``, ``"clue_encoder"`` and ``"fusion"``.
+
+    Returns:
+        The graphs by name.
+
+    Raises:
+        BundleError: A file is no graph, or it is not what the manifest says.
+        DeviceError: The device refuses one.
+    """
+
+    def opened(name: str) -> Graph:
+        graph = backend.graph(bundle.path(name))
+        bundle.check_graph_specs(name, graph.inputs, graph.outputs)
+        return graph
+
+    with ThreadPoolExecutor(max(1, len(names))) as pool:
+        return dict(zip(names, pool.map(opened, names), strict=True))
+
+
+def open_decoder(backend: Backend, bundle: Bundle) -> Decoder:
+    """Open the decoder of a bundle and compare it with the manifest.
+
+    Args:
+        backend: Where it will run.
+        bundle: Where it comes from.
+
+    Raises:
+        BundleError: The file is no decoder, or it is not what the manifest says.
+        DeviceError: The device refuses it.
+    """
+    decoder = backend.decoder(bundle.path("decoder"), bundle.manifest.decoder)
+    bundle.check_graph_specs("decoder", decoder.inputs, decoder.outputs)
+    return decoder

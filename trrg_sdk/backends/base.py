@@ -1,0 +1,137 @@
+"""What a backend is: it opens graphs, and a decoder that keeps its own keys and values.
+
+Every backend module has the same three names: ``NAME``, ``unavailable_reason() -> str | None`` and
+``open_backend(*, device, threads) -> Backend``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trrg_sdk.manifest import DecoderSpec, TensorSpec
+
+
+class Graph(Protocol):
+    """One opened graph without state; several threads may run it at once."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What the runtime says about the inputs."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What the runtime says about the outputs."""
+        ...
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the graph once.
+
+        Args:
+            inputs: Every input by name, in its dtype and shape.
+
+        Returns:
+            Every output by name; new arrays that belong to the caller.
+
+        Raises:
+            UsageError: An input is missing, unknown or of the wrong dtype or shape.
+            DeviceError: The runtime failed.
+        """
+        ...
+
+
+class Decoder(Protocol):
+    """One sequence being written: a causal language model with its keys and values. One thread at a time."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What the runtime says about the inputs."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What the runtime says about the outputs."""
+        ...
+
+    @property
+    def free(self) -> int:
+        """How many more positions fit."""
+        ...
+
+    def prefill(self, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Forget everything, then read a prompt.
+
+        Args:
+            embeds: (S, Dl) floating, the embeddings of the whole prompt.
+
+        Returns:
+            float32 (V,), the logits after the last position; valid until the next call.
+
+        Raises:
+            UsageError: The shape is wrong, or the prompt is longer than the decoder's ``max_length``.
+            DeviceError: The runtime failed.
+        """
+        ...
+
+    def step(self, embed: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Append one position.
+
+        Args:
+            embed: (1, Dl) floating, the embedding of the token.
+
+        Returns:
+            float32 (V,), the logits after it; valid until the next call.
+
+        Raises:
+            UsageError: The shape is wrong, or no position is free.
+            DeviceError: The runtime failed.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Forget everything that was read."""
+        ...
+
+
+class Backend(Protocol):
+    """A runtime on one device."""
+
+    @property
+    def name(self) -> str:
+        """The backend's ``NAME``."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """The device that is really used: ``"cpu"`` or ``"cuda"``."""
+        ...
+
+    def graph(self, path: Path) -> Graph:
+        """Open a graph.
+
+        Args:
+            path: Its file.
+
+        Raises:
+            BundleError: The file is no graph that this backend can run.
+            DeviceError: The device refuses it.
+        """
+        ...
+
+    def decoder(self, path: Path, spec: DecoderSpec) -> Decoder:
+        """Open a decoder and allocate its keys and values.
+
+        Args:
+            path: Its file.
+            spec: The sizes of the buffers.
+
+        Raises:
+            BundleError: The file is no decoder of these sizes.
+            DeviceError: The device refuses it.
+        """
+        ...

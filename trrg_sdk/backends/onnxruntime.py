@@ -1,0 +1,158 @@
+"""ONNX Runtime on the CPU and on NVIDIA GPUs.
+
+``onnxruntime`` and ``onnxruntime-gpu`` are two packages with one import name, so an installation has one of
+them: the extra ``cpu`` or ``gpu``. ONNX Runtime falls back to the CPU by itself when a GPU does not work;
+here every session is asked what it really runs on, and a named device that does not work is an error.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+
+from trrg_sdk.backends.ort_decoder import OrtDecoder
+from trrg_sdk.backends.ort_session import PROVIDERS, OrtGraph, open_session
+from trrg_sdk.errors import DeviceError, TrrgError, UsageError
+from trrg_sdk.manifest import DecoderSpec
+
+NAME = "onnxruntime"
+
+_LOG = logging.getLogger(__name__)
+_INSTALL = "Install one of the two: pip install 'trrg-sdk[cpu]', or 'trrg-sdk[gpu]' for an NVIDIA GPU"
+
+# The smallest ONNX model, y = Identity(x) over float32 (1,), IR version 8, opset 13: opening it on a device shows
+# whether the device works before a large graph is read. Written out as protocol buffer bytes (onnx.proto).
+_PROBE = (
+    b"\x08\x08:7\n\x10\n\x01x\x12\x01y\x22\x08Identity\x12\x01p"
+    b"Z\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01"
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01"
+    b"B\x04\n\x00\x10\r"
+)
+
+
+def unavailable_reason() -> str | None:
+    """Say why this backend cannot be used here, or return ``None`` when it can."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return f"ONNX Runtime cannot be imported ({error}). {_INSTALL}."
+    if not hasattr(onnxruntime, "InferenceSession"):
+        # What removing one of two packages that share a folder leaves behind: an empty namespace.
+        return f"ONNX Runtime is damaged: uninstall onnxruntime and onnxruntime-gpu. {_INSTALL}."
+    return None
+
+
+def open_backend(*, device: str = "auto", threads: int | None = None) -> OrtBackend:
+    """Open ONNX Runtime on a device.
+
+    Args:
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        threads: Threads that one graph may use; ``None`` takes the physical cores that this process may use.
+
+    Raises:
+        UsageError: The device is none of these.
+        DeviceError: ONNX Runtime is not installed, or the named device does not work.
+    """
+    if device not in ("auto", *PROVIDERS):
+        raise UsageError(f"device: expected auto, cpu or cuda, got {device!r}.")
+    if reason := unavailable_reason():
+        raise DeviceError(reason)
+    count = threads or physical_cores()
+    if device == "auto":
+        chosen = "cpu" if _device_failure("cuda") else "cuda"
+        _LOG.info("device auto: %s", chosen)
+        return OrtBackend(chosen, count)
+    if failure := _device_failure(device):
+        raise DeviceError(failure)
+    return OrtBackend(device, count)
+
+
+@functools.cache
+def physical_cores() -> int:
+    """Return how many physical cores this process may use.
+
+    Linux counts the cores of the affinity mask and honours a container's processor limit; elsewhere, where the
+    standard library knows no physical cores, it is the number of logical processors.
+    """
+    try:
+        allowed = os.sched_getaffinity(0)
+    except AttributeError:
+        return os.cpu_count() or 1
+    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    try:
+        cores = {Path(topology.format(cpu)).read_text() for cpu in allowed}
+    except OSError:
+        return len(allowed)
+    return max(1, min(len(cores), _container_limit(len(allowed))))
+
+
+def _container_limit(default: int) -> int:
+    """Return the processor limit of the control group (version 2), rounded up, or the default."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return default if quota == "max" else max(1, -(-int(quota) // int(period)))
+    except (OSError, ValueError):
+        return default
+
+
+def _device_failure(device: str) -> str | None:
+    """Say why a device does not work here, or return ``None`` when it does."""
+    import onnxruntime
+
+    provider = PROVIDERS[device]
+    if provider not in onnxruntime.get_available_providers():
+        return (
+            f"device {device}: the installed ONNX Runtime {onnxruntime.__version__} has no {provider}. Uninstall "
+            "onnxruntime, then: pip install 'trrg-sdk[gpu]'. Or use device cpu."
+        )
+    try:
+        OrtGraph(open_session(_PROBE, "device test", device, 1), "device test").run({"x": np.zeros(1, np.float32)})
+    except TrrgError as error:
+        return f"device {device} does not work: {error}"
+    return None
+
+
+class OrtBackend:
+    """ONNX Runtime on one device.
+
+    Attributes:
+        name: ``"onnxruntime"``.
+        device: ``"cpu"`` or ``"cuda"``.
+        threads: Threads that one graph may use.
+    """
+
+    def __init__(self, device: str, threads: int) -> None:
+        """Keep a device that is known to work; :func:`open_backend` finds out."""
+        self.name = NAME
+        self.device = device
+        self.threads = threads
+
+    def graph(self, path: Path) -> OrtGraph:
+        """Open a graph.
+
+        Args:
+            path: The ``.onnx`` file; external data lies beside it.
+
+        Raises:
+            BundleError: The file is no ONNX graph that this version runs.
+            DeviceError: The device refuses it.
+        """
+        return OrtGraph(open_session(str(path), path.name, self.device, self.threads), path.name)
+
+    def decoder(self, path: Path, spec: DecoderSpec) -> OrtDecoder:
+        """Open a decoder and allocate its keys and values on the device.
+
+        Args:
+            path: The ``.onnx`` file; external data lies beside it.
+            spec: The sizes of the buffers.
+
+        Raises:
+            BundleError: The file is no decoder of these sizes.
+            DeviceError: The device refuses it.
+        """
+        session = open_session(str(path), path.name, self.device, self.threads)
+        return OrtDecoder(session, path.name, spec, device=self.device)

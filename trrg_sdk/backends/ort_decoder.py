@@ -1,0 +1,176 @@
+"""The decoder on ONNX Runtime: keys and values in buffers that are allocated once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trrg_sdk.backends.ort_session import tensor_specs, translated
+from trrg_sdk.errors import BundleError, UsageError
+from trrg_sdk.manifest import DecoderSpec, TensorSpec
+
+
+class OrtDecoder:
+    """A decoder graph whose keys and values stay in buffers allocated once.
+
+    GroupQueryAttention takes the same buffer as past and as present (batch, kv_heads, max_length, head_size) and
+    writes the new positions in place: nothing is copied or allocated while a text grows. How far a buffer is filled
+    is read from the length of the attention mask.
+    """
+
+    def __init__(self, session: Any, label: str, spec: DecoderSpec, *, device: str) -> None:
+        """Check the sizes and bind the buffers.
+
+        Args:
+            session: An ``onnxruntime.InferenceSession`` of a graph by onnxruntime-genai's model builder without its
+                embeddings.
+            label: The file's name, for messages.
+            spec: The sizes of the buffers.
+            device: ``"cpu"`` or ``"cuda"``; the buffers live there.
+
+        Raises:
+            BundleError: The graph is no decoder of these sizes.
+        """
+        self._session = session
+        self._label = label
+        self._spec = spec
+        self.inputs = tensor_specs(session.get_inputs())
+        self.outputs = tensor_specs(session.get_outputs())
+        inputs = {tensor.name: tensor for tensor in self.inputs}
+        outputs = {tensor.name: tensor for tensor in self.outputs}
+        _check_decoder(label, spec, inputs, outputs)
+        self._dtype = np.dtype(inputs["inputs_embeds"].dtype)
+        self._mask = np.ones((1, spec.max_length), np.int64)  # a step sees the first `length` of it, without a copy
+        self._row = np.zeros((1, 1, int(outputs["logits"].axes[-1])), np.dtype(outputs["logits"].dtype))
+        self._length = 0
+        self._buffers: list[Any] = []
+        with translated(label):
+            self._binding = session.io_binding()
+            self._bind_buffers(np.dtype(inputs["past_key_values.0.key"].dtype), device)
+
+    def _bind_buffers(self, dtype: np.dtype[Any], device: str) -> None:
+        from onnxruntime import OrtValue
+
+        spec, binding = self._spec, self._binding
+        empty = np.zeros((1, spec.kv_heads, spec.max_length, spec.head_size), dtype)
+        for layer in range(spec.layers):
+            for part in ("key", "value"):
+                # On a CPU the OrtValue borrows the array's memory: one array each, and the OrtValues are kept, because
+                # the binding does not keep them.
+                buffer = OrtValue.ortvalue_from_numpy(empty.copy(), device, 0)
+                self._buffers.append(buffer)
+                binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", buffer)
+                binding.bind_ortvalue_output(f"present.{layer}.{part}", buffer)
+
+    @property
+    def free(self) -> int:
+        """How many more positions fit."""
+        return self._spec.max_length - self._length
+
+    def reset(self) -> None:
+        """Forget everything that was read; the buffers keep their memory."""
+        self._length = 0
+
+    def prefill(self, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Forget everything, then read a prompt; see :class:`trrg_sdk.backends.base.Decoder`.
+
+        Args:
+            embeds: (S, Dl) floating.
+
+        Returns:
+            float32 (V,), valid until the next call.
+
+        Raises:
+            UsageError: The shape is wrong, or the prompt is longer than ``max_length``.
+            DeviceError: The runtime failed.
+        """
+        self.reset()
+        return self._append(embeds)
+
+    def step(self, embed: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Append one position; see :class:`trrg_sdk.backends.base.Decoder`.
+
+        Args:
+            embed: (1, Dl) floating.
+
+        Returns:
+            float32 (V,), valid until the next call.
+
+        Raises:
+            UsageError: The shape is wrong, or no position is free.
+            DeviceError: The runtime failed.
+        """
+        if len(embed) != 1:
+            raise UsageError(f"{self._label}: expected one position, got {len(embed)}.")
+        return self._append(embed)
+
+    def _append(self, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Run the graph over new positions; a failure leaves the length as it was."""
+        self._check_embeds(embeds)
+        count, total = len(embeds), self._length + len(embeds)
+        binding, row = self._binding, self._row
+        # Bound for every call: on a GPU the copy to the device happens while binding.
+        feed = np.ascontiguousarray(embeds[None], self._dtype)  # (1, S, Dl)
+        with translated(self._label):
+            binding.bind_cpu_input("inputs_embeds", feed)
+            binding.bind_cpu_input("attention_mask", self._mask[:, :total])
+            if count == 1:
+                binding.bind_output("logits", "cpu", 0, row.dtype, row.shape, row.ctypes.data)
+            else:
+                binding.bind_output("logits", "cpu")
+            self._session.run_with_iobinding(binding)
+            logits = row if count == 1 else self._bound_logits()
+        self._length = total
+        return np.asarray(logits[0, -1], np.float32)
+
+    def _bound_logits(self) -> NDArray[Any]:
+        """Return the logits that ONNX Runtime allocated: (1, S, V), or (1, 1, V) from a graph with a pruned head."""
+        values = zip(self._binding.get_outputs_names(), self._binding.get_outputs(), strict=True)
+        return next(value.numpy() for name, value in values if name == "logits")
+
+    def _check_embeds(self, embeds: NDArray[np.floating]) -> None:
+        width, count = self._spec.hidden_size, len(embeds)
+        if embeds.ndim != 2 or embeds.shape[1] != width or count == 0:
+            raise UsageError(f"{self._label}: expected embeddings (positions, {width}), got {embeds.shape}.")
+        if count > self.free:
+            raise UsageError(
+                f"{self._label}: expected at most {self.free} more positions (max_length {self._spec.max_length}), "
+                f"got {count}. Use fewer clues, or a bundle with a larger decoder.max_length."
+            )
+
+
+def _check_decoder(
+    label: str, spec: DecoderSpec, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
+) -> None:
+    """Refuse a graph whose tensors are not those of a decoder of these sizes: a wrong buffer would be overrun."""
+    parts = [f"{layer}.{part}" for layer in range(spec.layers) for part in ("key", "value")]
+    wanted_in = {"inputs_embeds", "attention_mask", *(f"past_key_values.{part}" for part in parts)}
+    wanted_out = {"logits", *(f"present.{part}" for part in parts)}
+    differing = sorted((wanted_in ^ inputs.keys()) | (wanted_out ^ outputs.keys()))
+    problems = [f"missing or unknown tensors {differing}"]
+    if not differing:
+        buffer = (1, spec.kv_heads, spec.max_length, spec.head_size)
+        shapes: dict[str, tuple[int, ...]] = {name: buffer for name in wanted_in if name.startswith("past")}
+        shapes["inputs_embeds"] = (1, spec.max_length, spec.hidden_size)
+        problems = [
+            f"{name}: expected axes that take {shape}, got {inputs[name].axes}"
+            for name, shape in shapes.items()
+            if not _takes(inputs[name], shape)
+        ]
+        if not isinstance(outputs["logits"].axes[-1], int):
+            problems.append("logits: expected a fixed vocabulary, got a free axis")
+    if problems:
+        raise BundleError(
+            f"{label}: expected a decoder graph with {spec}, got: {'; '.join(problems)}. Export the bundle again."
+        )
+
+
+def _takes(tensor: TensorSpec, shape: tuple[int, ...]) -> bool:
+    """Tell whether a tensor of this shape fits."""
+    axes = tensor.axes
+    return len(axes) == len(shape) and all(
+        isinstance(axis, str) or axis == size for axis, size in zip(axes, shape, strict=True)
+    )
