@@ -1,6 +1,19 @@
-"""Sentence labeler: what a sentence of a report says about the 14 observations."""
+"""Sentence labeler: what a sentence of a report says about the 14 observations.
+
+Words are looked up in the tables of ``trrg_sdk.label_rules``; one pass from left to right then carries denials and
+doubts along lists until something ends them. No model, no dependency; a sentence takes a few microseconds.
+"""
 
 from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from trrg_sdk import label_rules as rules
 
 OBSERVATIONS: tuple[str, ...] = (
     "Enlarged Cardiomediastinum",
@@ -19,3 +32,399 @@ OBSERVATIONS: tuple[str, ...] = (
     "No Finding",
 )
 """The CheXpert set in the order that every array of 14 values has (design section 6)."""
+
+State = Literal["present", "absent", "uncertain"]
+
+NO_FINDING = "No Finding"
+_NOT_DISEASES = frozenset({NO_FINDING, "Support Devices"})
+_STRENGTH: Mapping[State, int] = {"absent": 0, "uncertain": 1, "present": 2}
+_OPPOSITE: Mapping[State, State] = {"present": "absent", "absent": "present", "uncertain": "uncertain"}
+
+_TOKEN = re.compile(r"[a-z']+|[,;/]")
+_HEADING = re.compile(
+    r"(?im)(?:^|(?<=[.\s]))("
+    + "|".join(sorted(rules.NOT_THE_IMAGE | rules.FINDINGS | rules.IMPRESSION, key=len, reverse=True))
+    + r")\s*:"
+)
+_END = re.compile(r"[.!?]+(?=\s|\Z|[A-Z]|\d+[.)]\s)|\n\s*\n|\n(?=\s*(?:[-*•]|\d+[.)])\s)")
+_MARKER = re.compile(r"\s*(?:(?:\d{1,2}[.)]|[-*•])\s*)?(?=\D|\Z)")
+_LAST_WORD = re.compile(r"[\w.]+\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceSpan:
+    """A sentence of a report.
+
+    Attributes:
+        text: As written, without list number and heading.
+        section: ``"findings"``, ``"impression"`` or "" before any heading.
+    """
+
+    text: str
+    section: Literal["findings", "impression", ""]
+
+
+def split_sentences(text: str) -> list[SentenceSpan]:
+    """Split a report into sentences.
+
+    A full stop in a number or after an abbreviation ends nothing; list numbers and headings are left out, and so is
+    all that stands under a heading that is not about the image (indication, history, comparison, technique).
+
+    Args:
+        text: A report, with or without headings such as ``FINDINGS:``.
+
+    Returns:
+        In order; an empty list when there is no word.
+    """
+    spans: list[SentenceSpan] = []
+    pieces = _HEADING.split(text)
+    for heading, body in zip(["", *pieces[1::2]], pieces[::2], strict=True):
+        name = heading.lower()
+        if name not in rules.NOT_THE_IMAGE:
+            section = _section(name)
+            spans.extend(SentenceSpan(sentence, section) for sentence in _sentences(body))
+    return spans
+
+
+def label_sentence(sentence: str) -> dict[str, State]:
+    """Say what one sentence says.
+
+    "No Finding" is present when the sentence calls the study normal ("no acute cardiopulmonary abnormality",
+    "normal chest") and asserts nothing, absent when it calls it abnormal.
+
+    Args:
+        sentence: One sentence, without its heading.
+
+    Returns:
+        Observation → state, only for what is mentioned.
+    """
+    words = _TOKEN.findall(sentence.lower())
+    scope = _Scope(words, _tag(words, _lexicon()))
+    return scope.labels()
+
+
+def label_report(text: str) -> dict[str, State]:
+    """Say what a whole report says.
+
+    Present wins over uncertain, uncertain over absent. "No Finding" follows from the rest when any disease is
+    mentioned: absent when one is present, else uncertain when one is uncertain, else (all denied) present; without
+    any, it is what the sentences say. Support devices are no disease.
+
+    Args:
+        text: A report, with or without headings.
+
+    Returns:
+        Observation → state, only for what is mentioned, in the order of ``OBSERVATIONS``.
+    """
+    merged: dict[str, State] = {}
+    for span in split_sentences(text):
+        _merge(merged, label_sentence(span.text).items())
+    diseases = {state for name, state in merged.items() if name not in _NOT_DISEASES}
+    if diseases:
+        merged[NO_FINDING] = _OPPOSITE[max(diseases, key=_STRENGTH.__getitem__)]
+    return {name: merged[name] for name in OBSERVATIONS if name in merged}
+
+
+def _section(heading: str) -> Literal["findings", "impression", ""]:
+    return "findings" if heading in rules.FINDINGS else "impression" if heading in rules.IMPRESSION else ""
+
+
+def _sentences(body: str) -> Iterator[str]:
+    start = 0
+    for end in _END.finditer(body):
+        if not _is_abbreviation(body[start : end.start()]):
+            yield from _clean(body[start : end.end()])
+            start = end.end()
+    yield from _clean(body[start:])
+
+
+def _is_abbreviation(before: str) -> bool:
+    """True where a full stop after this text ends no sentence: after an abbreviation, an initial, a list number."""
+    word = _LAST_WORD.search(before)
+    if word is None:
+        return False
+    last = word.group()
+    alone = before.strip() == last
+    return last.lower() in rules.ABBREVIATIONS or (alone and last.isdigit() and len(last) <= 2)
+
+
+def _clean(piece: str) -> Iterator[str]:
+    marker = _MARKER.match(piece)
+    text = piece[marker.end() if marker else 0 :].strip()
+    if any(character.isalpha() for character in text):
+        yield text
+
+
+def _merge(into: dict[str, State], states: Iterable[tuple[str, State]]) -> None:
+    for name, state in states:
+        known = into.get(name)
+        if known is None or _STRENGTH[state] > _STRENGTH[known]:
+            into[name] = state
+
+
+class _Entry(NamedTuple):
+    """One phrase of the tables: the words after the first, what it is, and whatever it stands for."""
+
+    rest: tuple[str, ...]
+    kind: str
+    value: tuple[str, ...]
+
+
+class _Item(NamedTuple):
+    """A phrase that was found: its kind and value, first word and the word after it."""
+
+    kind: str
+    value: tuple[str, ...]
+    start: int
+    end: int
+
+
+def _expand(phrase: str) -> Iterator[tuple[str, ...]]:
+    """All word sequences of a phrase in the notation of ``label_rules``."""
+    slots: list[list[str]] = []
+    for slot in phrase.split():
+        optional = slot.endswith("?")
+        options = slot.removesuffix("?").split("|")
+        words = [w for o in options for w in ([o[:-3], o[:-3] + "s"] if o.endswith("(s)") else [o])]
+        slots.append([*words, ""] if optional else words)
+    for choice in itertools.product(*slots):
+        yield tuple(word for word in choice if word)
+
+
+@functools.cache
+def _lexicon() -> Mapping[str, tuple[_Entry, ...]]:
+    """First word → the phrases that begin with it, the longest first; made on first use."""
+    phrases: dict[tuple[str, ...], tuple[str, tuple[str, ...]]] = {}
+
+    def add(kind: str, value: str, listed: Iterable[str]) -> None:
+        for phrase in listed:
+            for words in _expand(phrase):
+                known = phrases.get(words)
+                values = known[1] if known and known[0] == kind and kind in _COLLECTING else ()
+                phrases[words] = (kind, (*values, value))
+
+    for group in ("verb", "join", "break", "skip", "there", "deny", "doubt", "doubt surely"):
+        add(group, "", rules.CUES[group])
+    for group in ("deny before", "doubt before", "or"):
+        add(group, "", rules.CUES[group])
+    for table, kind in ((rules.SUBJECTS, "subject"), (rules.PREDICATES, "predicate")):
+        for value, listed in table.items():
+            add(kind, value, listed)
+    for table, kind in ((rules.DENY_ONLY, "deny only"), (rules.MENTIONS, "mention")):
+        for value, listed in table.items():
+            add(kind, value, listed)
+    add("abnormality", NO_FINDING, rules.ABNORMALITY)
+    add("ignored", "", rules.IGNORED)
+    index: dict[str, list[_Entry]] = {}
+    for words, (kind, values) in phrases.items():
+        index.setdefault(words[0], []).append(_Entry(words[1:], kind, values))
+    return {first: tuple(sorted(found, key=lambda e: -len(e.rest))) for first, found in index.items()}
+
+
+_COLLECTING = frozenset({"mention", "deny only"})
+"""Kinds in which one phrase may stand for several observations (hydropneumothorax)."""
+
+
+def _tag(words: Sequence[str], lexicon: Mapping[str, tuple[_Entry, ...]]) -> list[_Item]:
+    """Find the phrases, left to right, the longest first, none overlapping."""
+    items: list[_Item] = []
+    position, count = 0, len(words)
+    while position < count:
+        end = position + 1
+        for rest, kind, value in lexicon.get(words[position], ()):
+            stop = position + 1 + len(rest)
+            if not rest or tuple(words[position + 1 : stop]) == rest:
+                items.append(_Item(kind, value, position, stop))
+                end = stop
+                break
+        position = end
+    return items
+
+
+@dataclass(slots=True)
+class _Mention:
+    """Observations that were named together, and what holds of them so far."""
+
+    names: tuple[str, ...]
+    state: State
+    kind: str
+
+
+class _Scope:
+    """Walks over the found phrases and carries denials and doubts along."""
+
+    def __init__(self, words: Sequence[str], items: Sequence[_Item]) -> None:
+        """Walk over all items of one sentence."""
+        self.words = words
+        self.items = items
+        self.mentions: list[_Mention] = []
+        self.polarity: State | None = "present"  # None: what follows is not about the image
+        self.segment = 0  # the first mention that a cue may reach back to
+        self.pending: list[str] = []  # subjects that wait for their predicate
+        self.forward = ""  # a predicate that waits for its subject
+        self.verb = False
+        self.alternative = False
+        for index, item in enumerate(items):
+            handle = _HANDLERS.get(item.kind)
+            if handle is not None:
+                handle(self, index, item)
+
+    def labels(self) -> dict[str, State]:
+        """Merge the mentions."""
+        merged: dict[str, State] = {}
+        for mention in self.mentions:
+            if mention.kind == "abnormality":
+                _merge(merged, [(NO_FINDING, _OPPOSITE[mention.state])])
+            elif mention.kind == "mention" or mention.state == "absent":
+                _merge(merged, [(name, mention.state) for name in mention.names])
+        if NO_FINDING in merged and any(s != "absent" for n, s in merged.items() if n not in _NOT_DISEASES):
+            del merged[NO_FINDING]
+        return merged
+
+    def mention(self, index: int, item: _Item) -> None:
+        """An observation is named."""
+        if self.polarity is None:
+            return
+        state = self.polarity
+        if self.alternative and state == "present" and self.mentions:
+            state = "uncertain"
+            if self.mentions[-1].state == "present":
+                self.mentions[-1].state = state
+        self.alternative = False
+        self.mentions.append(_Mention(item.value, state, item.kind))
+
+    def subject(self, index: int, item: _Item) -> None:
+        """A body part is named; a predicate may stand before it."""
+        if not self.forward:
+            self.pending.append(item.value[0])
+            return
+        self._say(self.forward, item.value[0])
+        if self.forward != "normal":
+            self.forward = ""
+
+    def predicate(self, index: int, item: _Item) -> None:
+        """Something is normal, enlarged, borderline or neither: of the subjects before, else of those to come."""
+        value = item.value[0]
+        following = self.items[index + 1] if index + 1 < len(self.items) else None
+        before = self.items[index - 1].kind if index else ""
+        near = following is not None and following.start - item.end <= 1
+        if value == "borderline" and near and following is not None and following.kind == "mention":
+            self.doubt(index, item)
+        attributive = (
+            near and following is not None and following.kind == "subject" and before not in ("verb", "subject")
+        )
+        if self.pending and not attributive:
+            for subject in self.pending:
+                self._say(value, subject)
+            self.pending.clear()
+        else:
+            self.pending.clear()
+            self.forward = value
+
+    def _say(self, predicate: str, subject: str) -> None:
+        """Note what a predicate says of a subject."""
+        if self.polarity is None:
+            return
+        if predicate == "normal":
+            kind, names = (
+                ("abnormality", (NO_FINDING,)) if subject == "study" else ("mention", rules.WHEN_NORMAL[subject])
+            )
+            state: State = "absent"
+        elif predicate == "neutral":
+            return
+        else:
+            kind, names = "mention", rules.WHEN_ENLARGED.get(subject, ())
+            state = "uncertain" if predicate == "borderline" and self.polarity == "present" else self.polarity
+        if names:
+            self.mentions.append(_Mention(names, state, kind))
+
+    def deny(self, index: int, item: _Item) -> None:
+        """What follows is denied."""
+        self.polarity, self.forward = "absent", ""
+
+    def doubt(self, index: int, item: _Item) -> None:
+        """What follows is uncertain, unless it is denied already."""
+        if self.polarity == "present":
+            self.polarity = "uncertain"
+
+    def doubt_surely(self, index: int, item: _Item) -> None:
+        """What follows is uncertain, denied or not ("cannot exclude")."""
+        self.polarity = "uncertain"
+
+    def deny_before(self, index: int, item: _Item) -> None:
+        """What stood before is denied; at the beginning of a phrase, what follows ("resolved effusion")."""
+        opening = not index or self.items[index - 1].kind in ("join", "there")
+        if opening and index + 1 < len(self.items) and self.items[index + 1].kind == "mention":
+            self.deny(index, item)
+        else:
+            self._reach_back("absent")
+
+    def doubt_before(self, index: int, item: _Item) -> None:
+        """What stood before is uncertain."""
+        self._reach_back("uncertain")
+
+    def _reach_back(self, state: State) -> None:
+        reached = self.mentions[self.segment :] or self.mentions[-1:]
+        for mention in reached:
+            mention.state = state
+        if not reached:
+            self.polarity = state
+
+    def skip(self, index: int, item: _Item) -> None:
+        """What follows is history or a question, not the image."""
+        self.polarity = None
+
+    def alternatives(self, index: int, item: _Item) -> None:
+        """What is named before and what comes next exclude each other."""
+        self.alternative = True
+
+    def verbs(self, index: int, item: _Item) -> None:
+        """A statement is complete up to here; after the next comma another may begin."""
+        self.verb = True
+
+    def new_clause(self, index: int, item: _Item) -> None:
+        """Nothing reaches over this word."""
+        self.polarity, self.forward, self.verb, self.alternative = "present", "", False, False
+        self.segment = len(self.mentions)
+        self.pending.clear()
+
+    def join(self, index: int, item: _Item) -> None:
+        """A list goes on, or something new begins."""
+        if self.polarity != "present" and self._ends_scope(index, item):
+            self.polarity = "present"
+        if self.verb:
+            self.segment, self.verb, self.forward = len(self.mentions), False, ""
+            self.pending.clear()
+
+    def _ends_scope(self, index: int, item: _Item) -> bool:
+        word = self.words[item.start]
+        if self.polarity is None:
+            return word != "and"
+        rest = self.words[item.end :]
+        if "or" in rest or "nor" in rest:
+            return False
+        if self.polarity == "uncertain" and word != "and":
+            return True
+        following = self.items[index + 1] if index + 1 < len(self.items) else None
+        new = following is not None and following.start == item.end and following.kind in ("doubt", "there")
+        return new or (bool(rest) and rest[0] in rules.STARTERS)
+
+
+_HANDLERS: Mapping[str, Callable[[_Scope, int, _Item], None]] = {
+    "mention": _Scope.mention,
+    "deny only": _Scope.mention,
+    "abnormality": _Scope.mention,
+    "subject": _Scope.subject,
+    "predicate": _Scope.predicate,
+    "deny": _Scope.deny,
+    "deny before": _Scope.deny_before,
+    "doubt": _Scope.doubt,
+    "doubt surely": _Scope.doubt_surely,
+    "doubt before": _Scope.doubt_before,
+    "skip": _Scope.skip,
+    "break": _Scope.new_clause,
+    "there": _Scope.new_clause,
+    "join": _Scope.join,
+    "or": _Scope.alternatives,
+    "verb": _Scope.verbs,
+}
