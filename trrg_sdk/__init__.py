@@ -13,6 +13,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from trrg_sdk.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from trrg_sdk.bundle import Bundle
     from trrg_sdk.clues import Clue
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     )
     from trrg_sdk.report import Report
     from trrg_sdk.reporter import Outcome, Reporter
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Reporter": "reporter",

@@ -52,7 +52,7 @@ def test_text_says_what_supports_each_sentence() -> None:
 def test_text_says_that_it_is_a_draft_and_what_made_it() -> None:
     text = rendered(full_report())
     assert text.splitlines()[1].startswith("DRAFT")
-    assert "For research, not for clinical use." in text
+    assert "Research only, not for clinical use." in text
     assert "mini-0123abcd" in text
     assert "device cpu | int8 | trrg-sdk 0.1.0" in text
 

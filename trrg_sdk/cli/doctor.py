@@ -1,0 +1,101 @@
+"""``trrg doctor``: a table of what this machine can run, and why not the rest. Made to be pasted into an issue."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+from trrg_sdk.errors import BundleError, DeviceError
+from trrg_sdk.version import __version__
+
+_PACKAGES = (
+    "numpy",
+    "pillow",
+    "pydicom",
+    "pylibjpeg",
+    "pylibjpeg-libjpeg",
+    "pylibjpeg-openjpeg",
+    "pylibjpeg-rle",
+    "tokenizers",
+    "onnxruntime",
+    "onnxruntime-gpu",
+)
+_CODECS = (
+    "JPEGBaseline8Bit",
+    "JPEGExtended12Bit",
+    "JPEGLossless",
+    "JPEGLosslessSV1",
+    "JPEGLSLossless",
+    "JPEGLSNearLossless",
+    "JPEG2000Lossless",
+    "JPEG2000",
+    "HTJ2KLossless",
+    "RLELossless",
+)
+"""The compressed transfer syntaxes in which radiographs come, as ``pydicom.uid`` names them."""
+_BACKENDS = ("onnxruntime",)
+_DEVICES = ("cpu", "cuda")
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Print the table; what is missing is a line of it and no error."""
+    rows = [*_machine(), *_packages(), *_codecs(), *_backends(), *_devices(), _embedded()]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+    return 0
+
+
+def _machine() -> Iterator[tuple[str, str]]:
+    yield "trrg-sdk", __version__
+    yield "python", platform.python_version()
+    yield "system", f"{platform.system()} {platform.machine()}"
+    yield "processors", str(os.cpu_count())
+
+
+def _packages() -> Iterator[tuple[str, str]]:
+    for name in _PACKAGES:
+        try:
+            yield name, version(name)
+        except PackageNotFoundError:
+            yield name, "not installed"
+
+
+def _codecs() -> Iterator[tuple[str, str]]:
+    import pydicom.uid
+    from pydicom.pixels import get_decoder
+
+    for keyword in _CODECS:
+        uid = getattr(pydicom.uid, keyword)
+        decoder = get_decoder(uid)
+        missing = "; ".join(decoder.missing_dependencies)
+        yield f"codec {keyword}", "ok" if decoder.is_available else f"no decoder: {missing}"
+
+
+def _backends() -> Iterator[tuple[str, str]]:
+    for name in _BACKENDS:
+        reason = import_module(f"trrg_sdk.backends.{name}").unavailable_reason()
+        yield f"backend {name}", reason or "ok"
+
+
+def _devices() -> Iterator[tuple[str, str]]:
+    from trrg_sdk.backends import open_backend
+
+    for device in _DEVICES:
+        try:
+            yield f"device {device}", f"ok ({open_backend(device=device).name})"
+        except DeviceError as error:
+            yield f"device {device}", str(error)
+
+
+def _embedded() -> tuple[str, str]:
+    from trrg_sdk.bundle import Bundle
+
+    try:
+        return "embedded bundle", f"ok: {Bundle.embedded().manifest.bundle_id}"
+    except BundleError as error:
+        return "embedded bundle", str(error)

@@ -1,0 +1,173 @@
+"""The model of one bundle, opened on one device: pixels → clues and prompt → tokens → text."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trrg_sdk.backends import Backend, open_decoder, open_graphs
+from trrg_sdk.bundle import Bundle
+from trrg_sdk.clues import Calibration, Clue, ClueEncoder, EncodedClues, heat_maps
+from trrg_sdk.decoding.greedy import Generation, generate
+from trrg_sdk.errors import BundleError, DeviceError, UsageError
+from trrg_sdk.report import ClueScores
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Float32 = NDArray[np.float32]
+
+
+class Perception(NamedTuple):
+    """What the model saw.
+
+    Attributes:
+        scores: The C clue scores.
+        heat: Clue → float32 (rows, columns), probability per patch.
+        prompt: float32 (S, Dl), the embeddings that the decoder reads.
+    """
+
+    scores: ClueScores
+    heat: dict[str, Float32]
+    prompt: Float32
+
+
+class Engine:
+    """The opened model. Its methods may be called from several threads; writing happens one at a time.
+
+    Attributes:
+        clues: The bundle's clues and the custom ones, encoded.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend, *, clues: Sequence[Clue] = ()) -> None:
+        """Start opening the graphs in the background; the first use waits for them and raises what went wrong.
+
+        Args:
+            bundle: Whose model.
+            backend: Where it runs.
+            clues: Custom ones. They are encoded here, so that a wrong one is refused here.
+
+        Raises:
+            UsageError: A custom clue has a name that is taken or a prompt that is too long, or there are too many.
+            BundleError: A file of the bundle is not what the manifest says.
+        """
+        self._manifest = bundle.manifest
+        self._device = backend.device
+        self._writing = threading.Lock()
+        pool = ThreadPoolExecutor(3, thread_name_prefix="trrg-open")
+        self._decoder = pool.submit(open_decoder, backend, bundle)
+        self._graphs = pool.submit(open_graphs, backend, bundle, ("vision", "fusion"))
+        self._tokenizer: Future[Tokenizer] = pool.submit(_open_tokenizer, bundle.tokenizer_path)
+        pool.shutdown(wait=False)
+        self._token_embedding = bundle.token_embedding()
+        self.clues = _bundled(bundle)
+        if clues:
+            self._check_room(len(self.clues.names) + len(clues))
+            self.clues = self._with_custom(clues, bundle, backend)
+
+    def wait(self) -> None:
+        """Wait until everything is open.
+
+        Raises:
+            BundleError: A file of the bundle is not what the manifest says.
+            DeviceError: The device refuses a graph.
+        """
+        for opening in (self._graphs, self._decoder, self._tokenizer):
+            opening.result()
+
+    def perceive(self, pixels: Float32, *, override: Float32) -> Perception:
+        """Look at one image.
+
+        Args:
+            pixels: float32 (channels, size, size), preprocessed.
+            override: float32 (1, C) of ``clues.override``.
+
+        Returns:
+            Scores, heat maps and the prompt.
+
+        Raises:
+            DeviceError: The device gave values that are no numbers.
+        """
+        graphs = self._graphs.result()
+        seen = graphs["vision"].run({"pixels": pixels[None]})
+        fused = graphs["fusion"].run({**seen, **self.clues.fusion_inputs(override)})
+        if not all(np.isfinite(values).all() for values in fused.values()):
+            raise DeviceError(f"the model gave values that are no numbers on device {self._device}; try device cpu")
+        scores = self.clues.scores(fused["clue_logits"][0], override=override)
+        heat = heat_maps(fused["clue_heat"][0], names=self.clues.names, grid=self._manifest.patch_grid)
+        return Perception(scores, heat, self._prompt(fused["prompt_embeds"][0]))
+
+    def write(self, prompt: Float32) -> Generation:
+        """Write a report for ``prompt`` float32 (S, Dl)."""
+        with self._writing:
+            return generate(
+                self._decoder.result(),
+                prompt,
+                self._token_embedding,
+                eos=self._manifest.tokenizer.eos_token_id,
+                max_new_tokens=self._manifest.decoding.max_new_tokens,
+            )
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Turn token ids into text."""
+        return str(self._tokenizer.result().decode(list(ids)))
+
+    def _prompt(self, fused: Float32) -> Float32:
+        """Put the (N + C, Dl) of fusion and the instruction's tokens in the manifest's order: (S, Dl)."""
+        spec = self._manifest.prompt
+        rows, columns = self._manifest.patch_grid
+        parts = {
+            "prefix": self._token_embedding[list(spec.prefix_ids)],
+            "visual": fused[: rows * columns],
+            "clues": fused[rows * columns :],
+            "suffix": self._token_embedding[list(spec.suffix_ids)],
+        }
+        return np.concatenate([parts[name] for name in spec.order]).astype(np.float32, copy=False)
+
+    def _check_room(self, clues: int) -> None:
+        room = self._manifest.decoder.max_length - self._manifest.decoding.max_new_tokens
+        needed = self._manifest.prompt_length(clues)
+        if needed > room:
+            raise UsageError(
+                f"this bundle's prompt has {room} positions, {clues} clues need {needed}; give {needed - room} fewer"
+            )
+
+    def _with_custom(self, clues: Sequence[Clue], bundle: Bundle, backend: Backend) -> EncodedClues:
+        graph = open_graphs(backend, bundle, ("clue_encoder",))["clue_encoder"]
+        tokenizer = self._tokenizer.result()
+        encoder = ClueEncoder(
+            graph.run,
+            tokenize=lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
+            pad_id=self._manifest.tokenizer.pad_token_id,
+            max_length=self._manifest.custom_clue.max_length,
+        )
+        spec = self._manifest.custom_clue
+        calibration = Calibration(spec.scale, spec.offset, spec.threshold)
+        return self.clues.extended(clues, encode=encoder.encode, calibration=calibration)
+
+
+def _bundled(bundle: Bundle) -> EncodedClues:
+    bank, specs = bundle.clue_bank(), bundle.manifest.clues
+    return EncodedClues(
+        tuple(spec.name for spec in specs),
+        bank.positive,
+        bank.negative,
+        np.asarray([spec.scale for spec in specs], dtype=np.float32),
+        np.asarray([spec.offset for spec in specs], dtype=np.float32),
+        np.asarray([spec.threshold for spec in specs], dtype=np.float32),
+    )
+
+
+def _open_tokenizer(path: Path) -> Tokenizer:
+    from tokenizers import Tokenizer  # late: 50 ms that run beside the opening of the graphs
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises a bare Exception for any unreadable file
+        raise BundleError(f"{path.name} is no tokenizer; export the bundle again") from error

@@ -1,0 +1,93 @@
+"""From generated tokens to the sentences of a report, each with how sure the model was of its words."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from trrg_sdk.errors import InputError
+from trrg_sdk.labeler import split_sentences
+from trrg_sdk.report import Stopped
+
+_CUT = "the text reached the longest length allowed and may lack its end; an unfinished sentence is left out"
+_COMPLETE = re.compile(r"[.!?][\"')\]]*\s*\Z")
+
+
+class WrittenSentence(NamedTuple):
+    """One sentence as it was written.
+
+    Attributes:
+        text: Without its heading.
+        section: ``"findings"``, ``"impression"`` or "".
+        logprob: Mean natural-log probability of its tokens.
+    """
+
+    text: str
+    section: str
+    logprob: float
+
+
+class Written(NamedTuple):
+    """What the model wrote.
+
+    Attributes:
+        text: All of it, an unfinished last sentence removed.
+        sentences: Its sentences in order, at least one.
+        notes: Says so when the limit of tokens came before the end; else empty.
+    """
+
+    text: str
+    sentences: tuple[WrittenSentence, ...]
+    notes: tuple[str, ...]
+
+
+def read_tokens(
+    ids: Sequence[int], logprobs: Sequence[float], *, stopped: Stopped, decode: Callable[[Sequence[int]], str]
+) -> Written:
+    """Make sentences of tokens.
+
+    Args:
+        ids: T generated token ids, the end token not among them.
+        logprobs: Natural-log probability of each.
+        stopped: Why the generation stopped; after ``"length"`` a sentence without its full stop is removed, since
+            half a sentence can say the opposite of the whole one.
+        decode: Token ids → text.
+
+    Returns:
+        Text and sentences.
+
+    Raises:
+        InputError: Nothing readable was written (code ``empty_report``).
+    """
+    raw = decode(ids)
+    spans = _locate(raw)
+    if stopped == "length" and spans and _COMPLETE.search(raw) is None:
+        spans.pop()
+    if not spans:
+        raise InputError("the model wrote no sentence about this image; have it reported by hand", code="empty_report")
+    ends = [len(decode(ids[: count + 1])) for count in range(len(ids))]
+    sentences = tuple(
+        WrittenSentence(text, section, _mean(logprobs[bisect_right(ends, start) : bisect_left(ends, end) + 1]))
+        for start, end, text, section in spans
+    )
+    return Written(raw[: spans[-1][1]].strip(), sentences, (_CUT,) if stopped == "length" else ())
+
+
+def _locate(raw: str) -> list[tuple[int, int, str, str]]:
+    """Start, end, text and section of each sentence; the splitter may have changed white space."""
+    spans: list[tuple[int, int, str, str]] = []
+    cursor = 0
+    for sentence in split_sentences(raw):
+        pattern = r"\s+".join(re.escape(word) for word in sentence.text.split())
+        found = re.compile(pattern).search(raw, cursor)
+        if found is None:
+            raise RuntimeError("the sentence splitter gave a sentence that the text does not hold")
+        cursor = found.end()
+        spans.append((found.start(), cursor, sentence.text, sentence.section))
+    return spans
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
