@@ -1,8 +1,7 @@
-"""``trrg doctor``: a table of what this machine can run, and why not the rest. Made to be pasted into an issue."""
+"""What this machine can run, and why not the rest."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 from collections.abc import Iterator
@@ -41,13 +40,13 @@ _BACKENDS = ("onnxruntime",)
 _DEVICES = ("cpu", "cuda")
 
 
-def doctor(args: argparse.Namespace) -> int:
-    """Print the table; what is missing is a line of it and no error."""
-    rows = [*_machine(), *_packages(), *_codecs(), *_backends(), *_devices(), _embedded()]
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"{name:<{width}}  {value}")
-    return 0
+def examine() -> list[tuple[str, str]]:
+    """Look at this machine.
+
+    Returns:
+        What was looked at and what was found; what is missing is found too, and no error.
+    """
+    return [*_machine(), *_packages(), *_codecs(), *_backends(), *_devices(), _embedded()]
 
 
 def _machine() -> Iterator[tuple[str, str]]:
@@ -67,7 +66,7 @@ def _packages() -> Iterator[tuple[str, str]]:
 
 def _codecs() -> Iterator[tuple[str, str]]:
     import pydicom.uid
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
 
     for keyword in _CODECS:
         uid = getattr(pydicom.uid, keyword)
