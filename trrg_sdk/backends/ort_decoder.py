@@ -44,7 +44,9 @@ class OrtDecoder:
         _check_decoder(label, spec, inputs, outputs)
         self._dtype = np.dtype(inputs["inputs_embeds"].dtype)
         self._mask = np.ones((1, spec.max_length), np.int64)  # a step sees the first `length` of it, without a copy
-        self._row = np.zeros((1, 1, int(outputs["logits"].axes[-1])), np.dtype(outputs["logits"].dtype))
+        _, rows, vocab = outputs["logits"].axes
+        self._last_only = rows == 1  # the builder's prune_lm_head: logits of the last position, however many it reads
+        self._row = np.zeros((1, 1, int(vocab)), np.dtype(outputs["logits"].dtype))
         self._length = 0
         self._buffers: list[Any] = []
         with translated(label):
@@ -112,24 +114,16 @@ class OrtDecoder:
         self._check_embeds(embeds)
         count, total = len(embeds), self._length + len(embeds)
         binding, row = self._binding, self._row
+        logits = row if count == 1 or self._last_only else np.empty((1, count, row.shape[-1]), row.dtype)
         # Bound for every call: on a GPU the copy to the device happens while binding.
         feed = np.ascontiguousarray(embeds[None], self._dtype)  # (1, S, Dl)
         with translated(self._label):
             binding.bind_cpu_input("inputs_embeds", feed)
             binding.bind_cpu_input("attention_mask", self._mask[:, :total])
-            if count == 1:
-                binding.bind_output("logits", "cpu", 0, row.dtype, row.shape, row.ctypes.data)
-            else:
-                binding.bind_output("logits", "cpu")
+            binding.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
             self._session.run_with_iobinding(binding)
-            logits = row if count == 1 else self._bound_logits()
         self._length = total
         return np.asarray(logits[0, -1], np.float32)
-
-    def _bound_logits(self) -> NDArray[Any]:
-        """Return the logits that ONNX Runtime allocated: (1, S, V), or (1, 1, V) from a graph with a pruned head."""
-        values = zip(self._binding.get_outputs_names(), self._binding.get_outputs(), strict=True)
-        return next(value.numpy() for name, value in values if name == "logits")
 
     def _check_embeds(self, embeds: NDArray[np.floating]) -> None:
         width, count = self._spec.hidden_size, len(embeds)
@@ -160,8 +154,9 @@ def _check_decoder(
             for name, shape in shapes.items()
             if not _takes(inputs[name], shape)
         ]
-        if not isinstance(outputs["logits"].axes[-1], int):
-            problems.append("logits: expected a fixed vocabulary, got a free axis")
+        axes = outputs["logits"].axes
+        if len(axes) != 3 or not isinstance(axes[-1], int):
+            problems.append(f"logits: expected 3 axes, the last one fixed, got {axes}")
     if problems:
         raise BundleError(
             f"{label}: expected a decoder graph with {spec}, got: {'; '.join(problems)}. Export the bundle again."
