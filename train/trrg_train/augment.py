@@ -39,6 +39,5 @@ def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
     unit = grid_sample(unit, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     unit = unit.clamp(min=1e-6) ** (1.0 + uniform(GAMMA)).view(-1, 1, 1, 1)
     moved = (unit * span + floor) * (1.0 + uniform(GAIN)).view(-1, 1, 1, 1) + uniform(OFFSET).view(-1, 1, 1, 1)
-    return moved + torch.randn(moved.shape, generator=generator) * (
-        NOISE * torch.rand(batch, generator=generator)
-    ).view(-1, 1, 1, 1)
+    noise = NOISE * torch.rand(batch, generator=generator).view(-1, 1, 1, 1)
+    return moved + torch.randn(moved.shape, generator=generator) * noise

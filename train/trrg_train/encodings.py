@@ -32,6 +32,12 @@ class Encodings:
     global_joint: NDArray[np.float16]
     gate_logits: NDArray[np.float32]
 
+    def batch(self, views: NDArray[np.int64], studies: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        """Patches and joint embeddings, float32, of B studies in the given views, both (B,)."""
+        parts = (self.patches, self.patch_joint, self.global_joint)
+        patches, patch_joint, global_joint = (torch.from_numpy(p[views, studies].astype(np.float32)) for p in parts)
+        return patches, patch_joint, global_joint
+
 
 @torch.no_grad()
 def encode_studies(

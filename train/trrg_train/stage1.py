@@ -153,7 +153,7 @@ def run_stage1(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
     ordered = [clue.positive for clue in bank] + [clue.negative for clue in bank]
     corpus = [*(s.report for s in train), *ordered, config.model.instruction]
     tokenizer = train_tokenizer(corpus, vocab_size=config.stage1.vocab_size)
-    perceiver = Perceiver(config.model, vocab_size=tokenizer.get_vocab_size()).to(memory_format=torch.channels_last)
+    perceiver = Perceiver(config.model, vocab_size=tokenizer.get_vocab_size())
     indices = repeated(train, config.sources)
     balance = class_balance(label_matrix(train)[indices], limit=config.stage1.max_positive_weight)
     tokens = tokenize(ordered, tokenizer, max_length=config.model.max_text_length)

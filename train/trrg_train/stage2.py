@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Trainer
@@ -58,7 +59,7 @@ class Stage2Batches:
         self.labels = label_matrix(studies)
         self.rng = np.random.default_rng(seed)
 
-    def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+    def __call__(self, indices: Sequence[int]) -> dict[str, Any]:
         """Make a batch of studies, given by index."""
         reports = np.array(indices)
         labels = self.labels[reports]
@@ -73,16 +74,13 @@ class Stage2Batches:
         override = np.where(swapped[:, None], forced, perceived).astype(np.float32)
         ids, mask = pad_batch([self.reports[i] for i in indices], max_length=self.config.max_new_tokens)
         return {
-            "patches": torch.from_numpy(self.encodings.patches[views, images].astype(np.float32)),
-            "patch_joint": torch.from_numpy(self.encodings.patch_joint[views, images].astype(np.float32)),
-            "global_joint": torch.from_numpy(self.encodings.global_joint[views, images].astype(np.float32)),
+            "images": self.encodings.batch(views, images),
             "override": torch.from_numpy(override),
-            "report_ids": ids,
-            "report_mask": mask,
+            "report": (ids, mask),
             "labels": torch.from_numpy(labels),
         }
 
-    def _uniform(self, limits: tuple[float, float], like: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def _uniform(self, limits: tuple[float, float], like: NDArray[np.float32]) -> NDArray[np.float64]:
         return self.rng.uniform(*limits, size=like.shape)
 
 
@@ -99,18 +97,23 @@ class Stage2Task(nn.Module):
 
     def forward(
         self,
-        patches: Tensor,
-        patch_joint: Tensor,
-        global_joint: Tensor,
+        images: tuple[Tensor, Tensor, Tensor],
         override: Tensor,
-        report_ids: Tensor,
-        report_mask: Tensor,
+        report: tuple[Tensor, Tensor],
         labels: Tensor,
     ) -> dict[str, Tensor]:
-        """Compute the losses; keys ``loss``, ``language_loss``, ``consistency_loss``."""
-        output = self.model(
-            EncodedImages(patches, patch_joint, global_joint), self.clues(override), report_ids, report_mask, labels
-        )
+        """Compute the losses.
+
+        Args:
+            images: Patches (B, N, Dv), ``patch_joint`` (B, N, De) and ``global_joint`` (B, De).
+            override: (B, C), clue scores.
+            report: Token ids and mask, int64 (B, T).
+            labels: (B, C), 1, 0 or NaN.
+
+        Returns:
+            Keys ``loss``, ``language_loss``, ``consistency_loss``.
+        """
+        output = self.model(EncodedImages(*images), self.clues(override), *report, labels)
         return {
             "loss": output.loss,
             "language_loss": output.language_loss.detach(),

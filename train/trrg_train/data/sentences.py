@@ -73,11 +73,12 @@ def relations(studies: NDArray[np.int8], sentences: NDArray[np.int8], owner: NDA
         int64 (B, S) of :class:`~trrg_train.losses.Relation`.
     """
     product = studies[:, None, :] * sentences[None, :, :]  # (B, S, 14)
-    mentioned = (sentences != 0)[None]
-    agrees = ((product == 1) == mentioned).all(-1) & mentioned.any(-1)
-    asserting = (sentences > 0).any(-1)[None]
-    conflict = (product == -1).any(-1)
-    hard = ((product == -1) & (sentences == 1)[None]).any(-1)
+    mentioned: NDArray[np.bool_] = np.not_equal(sentences, 0)[None]
+    asserted: NDArray[np.bool_] = np.greater(sentences, 0)[None]
+    agrees = (np.equal(product, 1) == mentioned).all(-1) & mentioned.any(-1)
+    asserting = asserted.any(-1)
+    conflict = np.equal(product, -1).any(-1)
+    hard = (np.equal(product, -1) & asserted).any(-1)
     relation = np.full(agrees.shape, int(Relation.IGNORED), dtype=np.int64)
     relation[agrees & asserting] = int(Relation.POSITIVE)
     relation[conflict] = int(Relation.NEGATIVE)

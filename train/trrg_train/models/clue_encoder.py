@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
@@ -27,7 +27,8 @@ class ClueEncoder(nn.Module):
         else:
             values = {**config.clue_encoder, "vocab_size": vocab_size}
             self.encoder = AutoModel.from_config(AutoConfig.for_model(values.pop("model_type"), **values))
-        self.width = int(self.encoder.config.hidden_size)
+        settings: Any = self.encoder.config
+        self.width = int(settings.hidden_size)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encode texts.

@@ -38,7 +38,7 @@ class CrossAttention(nn.Module):
         return torch.as_tensor(tokens + self.out(mixed.transpose(1, 2).flatten(2)))
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class InteractionLayer(nn.Module):

@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+from trrg_sdk.errors import UsageError  # noqa: E402  # after the skip
+from trrg_train.config import read_config  # noqa: E402
+
+MINI = Path(__file__).parents[2] / "train" / "configs" / "mini.toml"
+
+
+def edited(tmp_path, old, new):
+    text = MINI.read_text(encoding="utf-8")
+    assert old in text
+    path = tmp_path / "run.toml"
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    return path
+
+
+def test_the_mini_configuration_reads():
+    config = read_config(MINI)
+    assert config.model.name == "mini"
+    assert config.model.patches == 36
+    assert config.sources[0].path.parts[-2:] == ("data", "phantom")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("views = 2", "veiws = 2", "veiws"),
+        ("joint_dim = 128", "joint_dims = 128", "joint_dims"),
+        ("seed = 1", "sede = 1", "sede"),
+        ("prefix = ", "prefixes = ", "prefixes"),
+        ("learning_rate = 1e-3", "learning_rates = 1e-3", "learning_rates"),
+        ("patch_grid = [6, 6]", "", "patch_grid"),
+        ('model_type = "resnet"', "", "model_type"),
+        ("seed = 1", "seed = ", "TOML"),
+    ],
+)
+def test_what_is_unknown_or_missing_is_refused_by_name(tmp_path, old, new, words):
+    with pytest.raises(UsageError, match=words):
+        read_config(edited(tmp_path, old, new))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UsageError, match="nowhere.toml"):
+        read_config(tmp_path / "nowhere.toml")

@@ -1,0 +1,250 @@
+import dataclasses
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+from torch.nn.functional import normalize  # noqa: E402  # after the skip
+
+from trrg_sdk.errors import UsageError  # noqa: E402
+from trrg_train.models.checkpoint import CheckpointMeta, load_checkpoint, save_checkpoint  # noqa: E402
+from trrg_train.models.clue_bank import BankedClue, clue_inputs, embed_bank  # noqa: E402
+from trrg_train.models.config import ModelConfig  # noqa: E402
+from trrg_train.models.fusion import Fusion  # noqa: E402
+from trrg_train.models.interaction import CrossModalInteraction  # noqa: E402
+from trrg_train.models.perceiver import Perceiver  # noqa: E402
+from trrg_train.models.tokenizer import train_tokenizer  # noqa: E402
+from trrg_train.models.trrg import EncodedImages, Prompt, Trrg  # noqa: E402
+from trrg_train.models.vision import VisionEncoder  # noqa: E402
+
+PREPROCESS = {"size": 64}
+
+
+def unit(*shape):
+    return normalize(torch.randn(*shape), dim=-1)
+
+
+def images(batch=2, patches=4, width=16, joint=16):
+    return EncodedImages(torch.randn(batch, patches, width), unit(batch, patches, joint), unit(batch, joint))
+
+
+def clues(batch=2, count=3, joint=16, override=-1.0):
+    bank = [BankedClue(f"clue {i}", "there is", "there is no") for i in range(count)]
+    return clue_inputs(bank, unit(count, joint), unit(count, joint), torch.full((batch, count), override))
+
+
+@pytest.fixture
+def model(tiny_config):
+    torch.manual_seed(0)
+    return Trrg(tiny_config, vocab_size=300, prompt=Prompt((1, 5, 6), (1,))).eval()
+
+
+def test_the_perceiver_gives_unit_vectors_of_the_contract_shapes(tiny_config):
+    perceiver = Perceiver(tiny_config, vocab_size=300).eval()
+    patches, patch_joint, global_joint = perceiver.encode_images(torch.randn(3, 1, 64, 64))
+    assert patches.shape == (3, 4, 16)
+    assert patch_joint.shape == (3, 4, 16)
+    assert global_joint.shape == (3, 16)
+    assert torch.allclose(patch_joint.norm(dim=-1), torch.ones(3, 4), atol=1e-5)
+    texts = perceiver.encode_texts(torch.randint(3, 300, (5, 7)), torch.ones(5, 7, dtype=torch.long))
+    assert torch.allclose(texts.norm(dim=-1), torch.ones(5), atol=1e-5)
+
+
+def test_padding_does_not_change_a_text(tiny_config):
+    perceiver = Perceiver(tiny_config, vocab_size=300).eval()
+    ids = torch.randint(3, 300, (1, 6))
+    mask = torch.ones(1, 6, dtype=torch.long)
+    padded = torch.cat((ids, torch.zeros(1, 4, dtype=torch.long)), 1)
+    padded_mask = torch.cat((mask, torch.zeros(1, 4, dtype=torch.long)), 1)
+    assert torch.allclose(perceiver.encode_texts(ids, mask), perceiver.encode_texts(padded, padded_mask), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("vision", "grid"),
+    [
+        ({"model_type": "vit", "image_size": 32, "patch_size": 16, "num_channels": 1, "hidden_size": 16,
+          "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}, [2, 2]),
+        ({"model_type": "swin", "image_size": 32, "patch_size": 4, "num_channels": 1, "embed_dim": 8,
+          "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}, [4, 4]),
+        ({"model_type": "convnext", "num_channels": 1, "hidden_sizes": [8, 16], "depths": [1, 1],
+          "num_stages": 2, "patch_size": 4}, [4, 4]),
+    ],
+    ids=["vit", "swin", "convnext"],
+)  # fmt: skip
+def test_any_backbone_gives_patches(tiny_model_table, vision, grid):
+    config = ModelConfig.from_mapping({**tiny_model_table, "image_size": 32, "vision": vision, "patch_grid": grid})
+    encoder = VisionEncoder(config).eval()
+    assert encoder(torch.randn(2, 1, 32, 32)).shape == (2, config.patches, encoder.width)
+
+
+def test_a_clue_depends_on_its_own_score_and_embedding_only_through_shared_weights(model):
+    seen = images(batch=1)
+    three = clues(batch=1, count=3)
+    many = three._replace(
+        positive=torch.cat((three.positive, unit(5, 16))),
+        negative=torch.cat((three.negative, unit(5, 16))),
+        scale=torch.ones(8),
+        offset=torch.zeros(8),
+        threshold=torch.full((8,), 0.5),
+        override=torch.full((1, 8), -1.0),
+    )
+    with torch.no_grad():
+        few_out, many_out = model.fusion(*seen, three), model.fusion(*seen, many)
+    assert few_out.prompt_embeds.shape == (1, 4 + 3, 32)
+    assert many_out.prompt_embeds.shape == (1, 4 + 8, 32)
+    assert torch.allclose(few_out.clue_logits, many_out.clue_logits[:, :3], atol=1e-5)
+    assert torch.allclose(few_out.clue_heat, many_out.clue_heat[:, :3], atol=1e-5)
+
+
+def test_masked_clues_are_as_if_absent():
+    torch.manual_seed(0)
+    layer = CrossModalInteraction(width=16, heads=2, layers=2).eval()
+    visual, tokens = torch.randn(1, 4, 16), torch.randn(1, 3, 16)
+    padded = torch.cat((tokens, torch.randn(1, 2, 16)), 1)
+    mask = torch.tensor([[True, True, True, False, False]])
+    plain_visual, plain_tokens = layer(visual, tokens)
+    masked_visual, masked_tokens = layer(visual, padded, mask)
+    assert torch.allclose(plain_visual, masked_visual, atol=1e-5)
+    assert torch.allclose(plain_tokens, masked_tokens[:, :3], atol=1e-5)
+    assert not torch.allclose(plain_visual, layer(visual, padded)[0], atol=1e-3)
+
+
+def test_an_override_moves_the_prompt_and_leaves_what_is_perceived(model):
+    seen = images(batch=1)
+    base = clues(batch=1)
+    low = base._replace(override=torch.tensor([[0.0, -1.0, -1.0]]))
+    high = base._replace(override=torch.tensor([[1.0, -1.0, -1.0]]))
+    with torch.no_grad():
+        a, b = model.fusion(*seen, low), model.fusion(*seen, high)
+    assert torch.equal(a.clue_logits, b.clue_logits)
+    assert (a.prompt_embeds - b.prompt_embeds).abs().max() > 1e-3
+
+
+def test_the_gate_is_half_exactly_at_the_threshold(model, monkeypatch):
+    seen, inputs = images(batch=1), clues(batch=1)
+    gates = []
+    original = model.fusion.injection.forward
+    monkeypatch.setattr(
+        model.fusion.injection, "forward", lambda p, c, gate: (gates.append(gate), original(p, c, gate))[1]
+    )
+    with torch.no_grad():
+        probability = torch.sigmoid(model.fusion(*seen, inputs).clue_logits)[0]
+        model.fusion(*seen, inputs._replace(threshold=probability))
+    assert torch.allclose(gates[1], torch.full((1, 3), 0.5), atol=1e-5)
+
+
+def test_switches_of_the_ablation(tiny_config):
+    bare = dataclasses.replace(tiny_config, clue_injection=False, interaction_layers=0)
+    fusion = Fusion(bare, vision_width=16, llm_width=32)
+    assert fusion(*images(), clues()).prompt_embeds.shape == (2, 4, 32)
+    with pytest.raises(UsageError, match="interaction"):
+        dataclasses.replace(tiny_config, clue_injection=False)
+    silent = Trrg(tiny_config, vocab_size=300, prompt=Prompt((1,), (1,)), consistency_weight=0.0)
+    ids = torch.randint(3, 300, (2, 6))
+    output = silent(images(), clues(), ids, torch.ones_like(ids), torch.zeros(2, 3))
+    assert output.consistency_loss.item() == 0.0
+    assert output.loss.item() == output.language_loss.item()
+
+
+def test_padding_of_a_report_changes_no_loss(model):
+    seen, inputs, labels = images(), clues(), torch.zeros(2, 3)
+    ids = torch.randint(3, 300, (2, 6))
+    mask = torch.ones_like(ids)
+    pad = torch.zeros(2, 5, dtype=torch.long)
+    with torch.no_grad():
+        a = model(seen, inputs, ids, mask, labels)
+        b = model(seen, inputs, torch.cat((ids, pad), 1), torch.cat((mask, pad), 1), labels)
+    assert a.language_loss.item() == pytest.approx(b.language_loss.item(), abs=1e-5)
+    assert a.consistency_loss.item() == pytest.approx(b.consistency_loss.item(), abs=1e-5)
+
+
+def test_the_loss_predicts_the_next_token(model):
+    """The first report token is predicted from the prompt alone: changing it must not change its own logits."""
+    seen, inputs, labels = images(batch=1), clues(batch=1), torch.zeros(1, 3)
+    ids = torch.randint(3, 300, (1, 4))
+    other = ids.clone()
+    other[0, 0] = (other[0, 0] + 1) % 297 + 3
+    with torch.no_grad():
+        a = model(seen, inputs, ids, torch.ones_like(ids), labels).logits
+        b = model(seen, inputs, other, torch.ones_like(ids), labels).logits
+    assert torch.allclose(a[:, 0], b[:, 0], atol=1e-5)
+    assert not torch.allclose(a[:, 1], b[:, 1], atol=1e-4)
+
+
+def test_generation_starts_where_training_predicts(model):
+    seen, inputs = images(batch=1), clues(batch=1)
+    ids, logits = model.generate(seen, inputs, max_new_tokens=5)
+    assert logits.shape == (1, 3)
+    with torch.no_grad():
+        forced = model(seen, inputs, ids, torch.ones_like(ids), torch.zeros(1, 3)).logits
+    assert forced.argmax(-1)[0, : ids.shape[1]].tolist() == ids[0].tolist()
+
+
+def test_frozen_parts_get_no_gradient_and_lora_trains_adapters_only(tiny_config):
+    config = dataclasses.replace(tiny_config, lora_rank=2)
+    model = Trrg(config, vocab_size=300, prompt=Prompt((1,), (1,)))
+    model.freeze_perceiver()
+    ids = torch.randint(3, 300, (2, 6))
+    model(images(), clues(), ids, torch.ones_like(ids), torch.zeros(2, 3)).loss.backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert not [n for n in trained if n.startswith(("perceiver", "fusion.perception"))]
+    assert all("lora_" in n for n in trained if n.startswith("llm"))
+    assert any("lora_" in n for n in trained)
+    assert any(n.startswith("fusion.injection") for n in trained)
+
+
+def test_a_checkpoint_comes_back_equal_with_adapters_merged(tiny_config, tmp_path):
+    torch.manual_seed(1)
+    tokenizer = train_tokenizer(["There is an effusion.", "There is no effusion."], vocab_size=300)
+    vocab = tokenizer.get_vocab_size()
+    config = dataclasses.replace(tiny_config, lora_rank=2)
+    model = Trrg(config, vocab_size=vocab, prompt=Prompt((1, 4), (1,))).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    seen, inputs = images(batch=1), clues(batch=1)
+    ids = torch.randint(3, vocab, (1, 5))
+    with torch.no_grad():
+        before = model(seen, inputs, ids, torch.ones_like(ids), torch.zeros(1, 3)).logits
+    meta = CheckpointMeta(
+        stage=2, clues=(BankedClue("X", "a", "b"),), preprocess=PREPROCESS, prefix_ids=(1, 4), suffix_ids=(1,)
+    )
+    save_checkpoint(tmp_path / "c", model=model, config=config, tokenizer=tokenizer, meta=meta)
+    loaded = load_checkpoint(tmp_path / "c")
+    with torch.no_grad():
+        after = loaded.trrg()(seen, inputs, ids, torch.ones_like(ids), torch.zeros(1, 3)).logits
+    assert torch.allclose(before, after, atol=1e-4)
+    assert loaded.meta == meta
+    assert not (tmp_path / "c.writing").exists()
+
+
+def test_a_checkpoint_that_lacks_a_file_or_a_weight_is_refused(tiny_config, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tokenizer = train_tokenizer(["There is an effusion."], vocab_size=300)
+    perceiver = Perceiver(tiny_config, vocab_size=tokenizer.get_vocab_size())
+    meta = CheckpointMeta(stage=1, clues=(), preprocess=PREPROCESS)
+    folder = tmp_path / "c"
+    save_checkpoint(folder, model=perceiver, config=tiny_config, tokenizer=tokenizer, meta=meta)
+    with pytest.raises(UsageError, match="stage-1"):
+        load_checkpoint(folder).trrg()
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("joint.text.1.bias")
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(RuntimeError, match="joint.text.1.bias"):
+        load_checkpoint(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UsageError, match="tokenizer.json"):
+        load_checkpoint(folder)
+
+
+def test_prompts_of_the_bank_are_embedded_in_order(tiny_config):
+    tokenizer = train_tokenizer(["There is an effusion.", "There is no effusion."], vocab_size=300)
+    perceiver = Perceiver(tiny_config, vocab_size=tokenizer.get_vocab_size()).eval()
+    bank = [BankedClue("A", "There is an effusion.", "No."), BankedClue("B", "No.", "There is an effusion.")]
+    positive, negative = embed_bank(bank, perceiver, tokenizer, max_length=48)
+    assert torch.allclose(positive[0], negative[1], atol=1e-5)
+    assert not torch.allclose(positive[0], negative[0], atol=1e-3)
+    with pytest.raises(ValueError, match="tokens"):
+        embed_bank(bank, perceiver, tokenizer, max_length=2)
