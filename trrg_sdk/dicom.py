@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trrg_sdk import decode
 from trrg_sdk import dicom_tags as tags
+from trrg_sdk import pixel_data
 from trrg_sdk.errors import DicomError, InputError
 from trrg_sdk.pixels import Window, show
 from trrg_sdk.report import GateReason
@@ -254,7 +254,7 @@ def _looks_like_dicom(dataset: Dataset) -> bool:
 
 def _from_dataset(dataset: Dataset) -> Radiograph:
     """Decode the pixels and read the elements we vouch for."""
-    stored, decode_notes = decode.stored_values(dataset)
+    stored, decode_notes = pixel_data.stored_values(dataset)
     shown = show(stored, dataset)
     spacing, aspect, spacing_notes = _spacing(dataset)
     return Radiograph(
