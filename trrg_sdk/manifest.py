@@ -8,6 +8,7 @@ where they are free, for example ``("batch", 1, 192, 192)``.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -365,7 +366,7 @@ def _parse_object(kind: Any, value: Any, where: str) -> Any:
     """Convert a JSON object to a dataclass: exactly its fields, each of its type."""
     if not isinstance(value, dict):
         raise _wrong(where, "an object", repr(value)[:80])
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     if missing := sorted(hints.keys() - value.keys()):
         raise _wrong(where, f"keys {missing}", "none of them")
     if unknown := sorted(value.keys() - hints.keys()):
@@ -375,6 +376,9 @@ def _parse_object(kind: Any, value: Any, where: str) -> Any:
         return kind(**fields)
     except ValueError as error:
         raise BundleError(f"{MANIFEST_FILE}: {where or 'top level'}: {error}. {_REMEDY}.") from error
+
+
+_hints = functools.cache(get_type_hints)  # resolving annotations takes most of the time of parsing
 
 
 def _wrong(where: str, expected: str, got: str) -> BundleError:

@@ -46,7 +46,7 @@ class OrtDecoder:
         self._mask = np.ones((1, spec.max_length), np.int64)  # a step sees the first `length` of it, without a copy
         _, rows, vocab = outputs["logits"].axes
         self._last_only = rows == 1  # the builder's prune_lm_head: logits of the last position, however many it reads
-        self._row = np.zeros((1, 1, int(vocab)), np.dtype(outputs["logits"].dtype))
+        self._logits = np.empty((1, 0, int(vocab)), np.dtype(outputs["logits"].dtype))
         self._length = 0
         self._buffers: list[Any] = []
         with translated(label):
@@ -112,18 +112,22 @@ class OrtDecoder:
     def _append(self, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
         """Run the graph over new positions; a failure leaves the length as it was."""
         self._check_embeds(embeds)
-        count, total = len(embeds), self._length + len(embeds)
-        binding, row = self._binding, self._row
-        logits = row if count == 1 or self._last_only else np.empty((1, count, row.shape[-1]), row.dtype)
-        # Bound for every call: on a GPU the copy to the device happens while binding.
+        total = self._length + len(embeds)
         feed = np.ascontiguousarray(embeds[None], self._dtype)  # (1, S, Dl)
         with translated(self._label):
-            binding.bind_cpu_input("inputs_embeds", feed)
-            binding.bind_cpu_input("attention_mask", self._mask[:, :total])
-            binding.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
-            self._session.run_with_iobinding(binding)
+            # Bound for every call: on a GPU the copy to the device happens while binding.
+            self._binding.bind_cpu_input("inputs_embeds", feed)
+            self._binding.bind_cpu_input("attention_mask", self._mask[:, :total])
+            self._bind_logits(1 if self._last_only else len(embeds))
+            self._session.run_with_iobinding(self._binding)
         self._length = total
-        return np.asarray(logits[0, -1], np.float32)
+        return np.asarray(self._logits[0, -1], np.float32)
+
+    def _bind_logits(self, rows: int) -> None:
+        """Give the graph memory for (1, rows, V) logits; while the number of rows stays, so does the memory."""
+        if rows != self._logits.shape[1]:
+            self._logits = logits = np.empty((1, rows, self._logits.shape[2]), self._logits.dtype)
+            self._binding.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
 
     def _check_embeds(self, embeds: NDArray[np.floating]) -> None:
         width, count = self._spec.hidden_size, len(embeds)
