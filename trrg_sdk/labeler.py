@@ -6,8 +6,6 @@ doubts along lists until something ends them. No model, no dependency; a sentenc
 
 from __future__ import annotations
 
-import functools
-import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,8 +97,8 @@ def label_sentence(sentence: str) -> dict[str, State]:
         Observation → state, only for what is mentioned.
     """
     words = _TOKEN.findall(sentence.lower())
-    scope = _Scope(words, _tag(words, _lexicon()))
-    return scope.labels()
+    items = _tag(words, rules.lexicon())
+    return _Scope(words, items).labels() if items else {}
 
 
 def label_report(text: str) -> dict[str, State]:
@@ -162,16 +160,8 @@ def _merge(into: dict[str, State], states: Iterable[tuple[str, State]]) -> None:
             into[name] = state
 
 
-class _Entry(NamedTuple):
-    """One phrase of the tables: the words after the first, what it is, and whatever it stands for."""
-
-    rest: tuple[str, ...]
-    kind: str
-    value: tuple[str, ...]
-
-
 class _Item(NamedTuple):
-    """A phrase that was found: its kind and value, first word and the word after it."""
+    """A phrase that was found: its kind, what it stands for, its first word and the word after it."""
 
     kind: str
     value: tuple[str, ...]
@@ -179,65 +169,23 @@ class _Item(NamedTuple):
     end: int
 
 
-def _expand(phrase: str) -> Iterator[tuple[str, ...]]:
-    """All word sequences of a phrase in the notation of ``label_rules``."""
-    slots: list[list[str]] = []
-    for slot in phrase.split():
-        optional = slot.endswith("?")
-        options = slot.removesuffix("?").split("|")
-        words = [w for o in options for w in ([o[:-3], o[:-3] + "s"] if o.endswith("(s)") else [o])]
-        slots.append([*words, ""] if optional else words)
-    for choice in itertools.product(*slots):
-        yield tuple(word for word in choice if word)
-
-
-@functools.cache
-def _lexicon() -> Mapping[str, tuple[_Entry, ...]]:
-    """First word → the phrases that begin with it, the longest first; made on first use."""
-    phrases: dict[tuple[str, ...], tuple[str, tuple[str, ...]]] = {}
-
-    def add(kind: str, value: str, listed: Iterable[str]) -> None:
-        for phrase in listed:
-            for words in _expand(phrase):
-                known = phrases.get(words)
-                values = known[1] if known and known[0] == kind and kind in _COLLECTING else ()
-                phrases[words] = (kind, (*values, value))
-
-    for group in ("verb", "join", "break", "skip", "there", "deny", "doubt", "doubt surely"):
-        add(group, "", rules.CUES[group])
-    for group in ("deny before", "doubt before", "or"):
-        add(group, "", rules.CUES[group])
-    for table, kind in ((rules.SUBJECTS, "subject"), (rules.PREDICATES, "predicate")):
-        for value, listed in table.items():
-            add(kind, value, listed)
-    for table, kind in ((rules.DENY_ONLY, "deny only"), (rules.MENTIONS, "mention")):
-        for value, listed in table.items():
-            add(kind, value, listed)
-    add("abnormality", NO_FINDING, rules.ABNORMALITY)
-    add("ignored", "", rules.IGNORED)
-    index: dict[str, list[_Entry]] = {}
-    for words, (kind, values) in phrases.items():
-        index.setdefault(words[0], []).append(_Entry(words[1:], kind, values))
-    return {first: tuple(sorted(found, key=lambda e: -len(e.rest))) for first, found in index.items()}
-
-
-_COLLECTING = frozenset({"mention", "deny only"})
-"""Kinds in which one phrase may stand for several observations (hydropneumothorax)."""
-
-
-def _tag(words: Sequence[str], lexicon: Mapping[str, tuple[_Entry, ...]]) -> list[_Item]:
+def _tag(words: Sequence[str], lexicon: rules.Node) -> list[_Item]:
     """Find the phrases, left to right, the longest first, none overlapping."""
     items: list[_Item] = []
     position, count = 0, len(words)
     while position < count:
-        end = position + 1
-        for rest, kind, value in lexicon.get(words[position], ()):
-            stop = position + 1 + len(rest)
-            if not rest or tuple(words[position + 1 : stop]) == rest:
-                items.append(_Item(kind, value, position, stop))
-                end = stop
-                break
-        position = end
+        node = lexicon.get(words[position])
+        position += 1
+        if node is None:
+            continue
+        start, stop, best = position - 1, position, None
+        while node is not None:
+            if "" in node:
+                best, position = node[""], stop
+            node = node.get(words[stop]) if stop < count else None
+            stop += 1
+        if best is not None:
+            items.append(_Item(best[0], best[1], start, position))
     return items
 
 
@@ -262,7 +210,9 @@ class _Scope:
         self.segment = 0  # the first mention that a cue may reach back to
         self.pending: list[str] = []  # subjects that wait for their predicate
         self.forward = ""  # a predicate that waits for its subject
+        self.reach = 0  # the last word at which an unusual predicate still finds its subject
         self.verb = False
+        self.listing = False  # a list of differential diagnoses: commas end nothing
         self.alternative = False
         for index, item in enumerate(items):
             handle = _HANDLERS.get(item.kind)
@@ -286,70 +236,70 @@ class _Scope:
         if self.polarity is None:
             return
         state = self.polarity
-        if self.alternative and state == "present" and self.mentions:
+        before = self.mentions[-1] if self.alternative and self.mentions else None
+        if before is not None and state == "present" and before.names != item.value:
             state = "uncertain"
-            if self.mentions[-1].state == "present":
-                self.mentions[-1].state = state
+            if before.state == "present":
+                before.state = state
         self.alternative = False
         self.mentions.append(_Mention(item.value, state, item.kind))
 
     def subject(self, index: int, item: _Item) -> None:
         """A body part is named; a predicate may stand before it."""
-        if not self.forward:
-            self.pending.append(item.value[0])
-            return
-        self._say(self.forward, item.value[0])
-        if self.forward != "normal":
+        if self.forward != "normal" and item.start > self.reach:
             self.forward = ""
+        if self.forward:
+            self._say(self.forward, item.value[0])
+        else:
+            self.pending.append(item.value[0])
 
     def predicate(self, index: int, item: _Item) -> None:
         """Something is normal, enlarged, borderline or neither: of the subjects before, else of those to come."""
         value = item.value[0]
-        following = self.items[index + 1] if index + 1 < len(self.items) else None
         before = self.items[index - 1].kind if index else ""
-        near = following is not None and following.start - item.end <= 1
-        if value == "borderline" and near and following is not None and following.kind == "mention":
+        following = self.items[index + 1] if index + 1 < len(self.items) else item
+        near = following.kind if following.start - item.end <= 1 else ""
+        if value == "borderline" and near == "mention":
             self.doubt(index, item)
-        attributive = (
-            near and following is not None and following.kind == "subject" and before not in ("verb", "subject")
-        )
+        attributive = near == "subject" and before not in ("verb", "subject")
         if self.pending and not attributive:
             for subject in self.pending:
                 self._say(value, subject)
-            self.pending.clear()
         else:
-            self.pending.clear()
-            self.forward = value
+            self.forward, self.reach = value, item.end + 1
+        self.pending.clear()
 
     def _say(self, predicate: str, subject: str) -> None:
         """Note what a predicate says of a subject."""
         if self.polarity is None:
             return
-        if predicate == "normal":
-            kind, names = (
-                ("abnormality", (NO_FINDING,)) if subject == "study" else ("mention", rules.WHEN_NORMAL[subject])
-            )
-            state: State = "absent"
-        elif predicate == "neutral":
-            return
-        else:
-            kind, names = "mention", rules.WHEN_ENLARGED.get(subject, ())
-            state = "uncertain" if predicate == "borderline" and self.polarity == "present" else self.polarity
-        if names:
-            self.mentions.append(_Mention(names, state, kind))
+        state: State = self.polarity
+        if predicate == "normal" and subject == "study":
+            self.mentions.append(_Mention((NO_FINDING,), "absent", "abnormality"))
+        elif predicate == "normal" and subject in rules.WHEN_NORMAL:
+            self.mentions.append(_Mention(rules.WHEN_NORMAL[subject], "absent", "mention"))
+        elif predicate in ("enlarged", "borderline") and subject in rules.WHEN_ENLARGED:
+            state = "uncertain" if predicate == "borderline" and state == "present" else state
+            self.mentions.append(_Mention(rules.WHEN_ENLARGED[subject], state, "mention"))
 
     def deny(self, index: int, item: _Item) -> None:
         """What follows is denied."""
         self.polarity, self.forward = "absent", ""
 
     def doubt(self, index: int, item: _Item) -> None:
-        """What follows is uncertain, unless it is denied already."""
-        if self.polarity == "present":
+        """What follows is uncertain, unless it is denied already; as the last word, what stood before."""
+        if item.end == len(self.words) and self.mentions:
+            self._reach_back("uncertain")
+        elif self.polarity == "present":
             self.polarity = "uncertain"
 
     def doubt_surely(self, index: int, item: _Item) -> None:
         """What follows is uncertain, denied or not ("cannot exclude")."""
         self.polarity = "uncertain"
+
+    def doubt_list(self, index: int, item: _Item) -> None:
+        """What follows is uncertain to the end ("differential diagnosis includes")."""
+        self.polarity, self.listing = "uncertain", True
 
     def deny_before(self, index: int, item: _Item) -> None:
         """What stood before is denied; at the beginning of a phrase, what follows ("resolved effusion")."""
@@ -401,7 +351,7 @@ class _Scope:
         if self.polarity is None:
             return word != "and"
         rest = self.words[item.end :]
-        if "or" in rest or "nor" in rest:
+        if "or" in rest or "nor" in rest or self.listing:
             return False
         if self.polarity == "uncertain" and word != "and":
             return True
@@ -420,6 +370,7 @@ _HANDLERS: Mapping[str, Callable[[_Scope, int, _Item], None]] = {
     "deny before": _Scope.deny_before,
     "doubt": _Scope.doubt,
     "doubt surely": _Scope.doubt_surely,
+    "doubt list": _Scope.doubt_list,
     "doubt before": _Scope.doubt_before,
     "skip": _Scope.skip,
     "break": _Scope.new_clause,

@@ -41,7 +41,8 @@ def compose_report(
         findings: What the image shows; an empty side, place or severity is not written.
         rng: Chooses among wordings, and nothing else.
         view: ``"PA"``, ``"AP"`` or "". A bedside (AP) film without devices says that there are none.
-        unknown: Observations about which nothing is known: neither asserted nor denied. What a finding asserts is known.
+        unknown: Observations about which nothing is known: neither asserted nor denied. What a finding asserts is
+            known.
 
     Returns:
         ``FINDINGS: … IMPRESSION: …``
@@ -206,7 +207,7 @@ def _where(finding: Finding) -> str:
 
 
 def _join(items: Sequence[str], word: str) -> str:
-    """a · a or b · a, b or c."""
+    """Join one, two or more items: "a", "a or b", "a, b or c"."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {word} {items[-1]}"
 
 
