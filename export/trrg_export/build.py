@@ -1,0 +1,189 @@
+"""From a checkpoint to a bundle: export, quantize, compare, describe, and only then give it its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from trrg_export import describe
+from trrg_export.decoder import build_decoder
+from trrg_export.model_card import model_card
+from trrg_export.parity import LIMITS, ParityError, ParityLimits, compare
+from trrg_export.precision import quantize_weights
+from trrg_export.reference import run_pytorch
+from trrg_export.targets import ort
+from trrg_export.to_onnx import GraphPlan, export_graph, plans, save
+from trrg_sdk.bundle import Bundle, write_manifest
+from trrg_sdk.errors import DeviceError, UsageError
+from trrg_sdk.manifest import GRAPH_NAMES, MANIFEST_FILE, Manifest
+from trrg_train.models.checkpoint import Checkpoint, load_checkpoint
+from trrg_train.models.clue_bank import embed_bank
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to build.
+
+    Attributes:
+        precision: ``"fp32"`` or ``"int8"``.
+        force: Replace a bundle that is already there.
+        limits: Of parity; None takes the precision's own.
+        studies: How many of the checkpoint's parity studies to compare; None takes all.
+    """
+
+    precision: str = "fp32"
+    force: bool = False
+    limits: ParityLimits | None = None
+    studies: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built."""
+        if self.precision not in LIMITS:
+            raise UsageError(f"precision: expected one of {', '.join(LIMITS)}, got {self.precision!r}")
+        if self.studies is not None and self.studies < 1:
+            raise UsageError(f"studies: expected at least 1, got {self.studies}")
+
+
+def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manifest:
+    """Build a bundle; it appears at its place whole and proven, or not at all.
+
+    Args:
+        checkpoint: Folder of a stage-2 checkpoint.
+        out: The bundle's folder; its parent must exist.
+        options: What to build.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        UsageError: No stage-2 checkpoint, or ``out`` is taken.
+        ParityError: The graphs do not do what PyTorch does; ``out`` is as it was.
+        DeviceError: ONNX Runtime is missing.
+    """
+    _check_place(out, force=options.force)
+    if reason := ort.unavailable_reason():
+        raise DeviceError(reason)
+    loaded = load_checkpoint(checkpoint)
+    model = loaded.trrg()
+    with _beside(out) as folder:
+        planned = plans(
+            model,
+            channels=loaded.preprocess.channels,
+            size=loaded.config.image_size,
+            patches=loaded.config.patches,
+            joint_dim=loaded.config.joint_dim,
+        )
+        write_graphs(loaded, planned, folder, precision=options.precision)
+        write_arrays(loaded, folder)
+        manifest = _proven(loaded, planned, folder, options)
+        _put_in_place(folder, out)
+    return manifest
+
+
+def write_graphs(checkpoint: Checkpoint, planned: Sequence[GraphPlan], folder: Path, *, precision: str) -> None:
+    """Export and write the four graphs.
+
+    Args:
+        checkpoint: Of stage 2.
+        planned: The three that come from PyTorch.
+        folder: Gets ``graphs/``.
+        precision: ``"fp32"`` or ``"int8"``.
+    """
+    (folder / "graphs").mkdir()
+    for plan in planned:
+        _LOG.info("exporting %s", plan.name)
+        graph = export_graph(plan)
+        if precision == "int8":
+            quantize_weights(graph)
+        save(graph, folder / describe.graph_file(plan.name))
+    _LOG.info("building decoder")
+    decoder = build_decoder(checkpoint.trrg().llm, checkpoint.tokenizer, precision=precision)
+    save(decoder, folder / describe.graph_file("decoder"))
+
+
+def write_arrays(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write tokenizer, token embedding and clue bank.
+
+    Args:
+        checkpoint: Of stage 2.
+        folder: Of the bundle.
+    """
+    model = checkpoint.trrg()
+    shutil.copyfile(checkpoint.folder / "tokenizer.json", folder / describe.TOKENIZER)
+    with torch.no_grad():
+        table = model.llm.get_input_embeddings().weight.float().numpy()
+        longest = checkpoint.config.max_text_length
+        bank = embed_bank(checkpoint.meta.clues, model.perceiver, checkpoint.tokenizer, max_length=longest)
+    np.save(folder / describe.TOKEN_EMBEDDING, np.ascontiguousarray(table))
+    # numpy dates the members of the archive 1980-01-01: the same arrays give the same bytes.
+    np.savez(folder / describe.CLUE_BANK, positive=bank[0].numpy(), negative=bank[1].numpy())
+
+
+def _proven(checkpoint: Checkpoint, planned: Sequence[GraphPlan], folder: Path, options: ExportOptions) -> Manifest:
+    """Compare with PyTorch, then write the model card and, last, the manifest."""
+    if failures := ort.problems([folder / describe.graph_file(name) for name in GRAPH_NAMES]):
+        raise ParityError(failures)
+    draft = describe.draft_manifest(checkpoint, folder, precision=options.precision)
+    pixels = checkpoint.parity_pixels()[: options.studies]
+    _LOG.info("comparing with PyTorch on %d studies", len(pixels))
+    report = compare(
+        Bundle(folder=folder, manifest=draft, manifest_sha256=""),
+        planned,
+        run_pytorch(checkpoint, pixels),
+        precision=options.precision,
+        limits=options.limits or LIMITS[options.precision],
+    )
+    if report.failures:
+        raise ParityError(report.failures)
+    complete = dataclasses.replace(draft, parity={options.precision: report.table})
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    (folder / describe.MODEL_CARD).write_text(model_card(complete, checkpoint.meta, sizes), encoding="utf-8")
+    return write_manifest(folder, complete)
+
+
+def _check_place(out: Path, *, force: bool) -> None:
+    if not out.parent.is_dir():
+        raise UsageError(f"--out {out}: the folder {out.parent} does not exist, make it first")
+    if not os.path.lexists(out):
+        return
+    if not force:
+        raise UsageError(f"--out {out} exists already: choose another place, or --force to replace that bundle")
+    if out.is_symlink() or not (out / MANIFEST_FILE).is_file():
+        raise UsageError(f"--out {out} is no bundle, so --force does not replace it: choose another place")
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A folder on the same file system, so that one rename makes it the bundle; gone afterwards in any case."""
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    folder.chmod(0o755)  # mkdtemp gives 0700, a bundle is for everybody on the machine
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put_in_place(folder: Path, out: Path) -> None:
+    """Rename the finished folder; a bundle that was there is moved aside first and put back when that fails."""
+    if not out.exists():
+        folder.rename(out)
+        return
+    with _beside(out) as aside:
+        old = out.rename(aside / "replaced")
+        try:
+            folder.rename(out)
+        except OSError:
+            old.rename(out)
+            raise

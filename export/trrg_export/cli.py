@@ -1,0 +1,84 @@
+"""``trrg-export``: a thin shell over :func:`trrg_export.build.export_bundle`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trrg_sdk.errors import TrrgError
+
+if TYPE_CHECKING:
+    from trrg_export.build import ExportOptions
+
+_NEEDED = ("torch", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime", "onnxruntime_genai")
+_USAGE = 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser."""
+    parser = argparse.ArgumentParser(
+        prog="trrg-export",
+        description="Build a bundle from a stage-2 checkpoint and prove that it does what the PyTorch model does.",
+        epilog="exit codes: 0 done, 2 usage, 4 bundle invalid, 5 ONNX Runtime unavailable, 6 parity failed",
+    )
+    parser.add_argument("checkpoint", type=Path, help="folder that `trrg-train stage2` wrote")
+    parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder to make")
+    parser.add_argument("--int8", action="store_true", help="8-bit weights: a quarter of the size (default fp32)")
+    parser.add_argument("--force", action="store_true", help="replace the bundle that is there")
+    parser.add_argument("--studies", type=int, metavar="N", help="parity studies to compare (default all)")
+    parser.add_argument(
+        "--value-limit", type=float, metavar="X", help="largest difference of a number (default fp32 1e-3, int8 none)"
+    )
+    parser.add_argument(
+        "--label-agreement",
+        type=float,
+        metavar="X",
+        help="least share of study-observation pairs with the same label (default fp32 1, int8 0.98)",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Arguments without the program's name; None takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    arguments = build_parser().parse_args(argv)
+    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+        print(f"trrg-export needs {', '.join(missing)}: pip install 'trrg-sdk[cpu,export]'", file=sys.stderr)
+        return _USAGE
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # to stderr
+    logging.getLogger("trrg_export").setLevel(logging.INFO)
+    from trrg_export.build import export_bundle
+
+    try:
+        manifest = export_bundle(arguments.checkpoint, arguments.out, _options(arguments))
+    except TrrgError as error:
+        print(f"trrg-export: {error}", file=sys.stderr)
+        return error.exit_code
+    size = sum(file.bytes for file in manifest.files.values()) / 2**20
+    print(f"{arguments.out}: bundle {manifest.bundle_id}, {size:.1f} MiB")
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> ExportOptions:
+    from trrg_export.build import ExportOptions
+    from trrg_export.parity import LIMITS
+
+    precision = "int8" if arguments.int8 else "fp32"
+    limits = LIMITS[precision]
+    if arguments.value_limit is not None:
+        limits = dataclasses.replace(limits, value=arguments.value_limit)
+    if arguments.label_agreement is not None:
+        limits = dataclasses.replace(limits, label_agreement=arguments.label_agreement)
+    return ExportOptions(precision, force=arguments.force, limits=limits, studies=arguments.studies)

@@ -1,0 +1,143 @@
+"""The manifest's facts about a checkpoint: sizes, prompt, clues, provenance. No time, no machine path."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import statistics
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from trrg_export.decoder import decoder_spec
+from trrg_export.targets import ort
+from trrg_export.to_onnx import tensor_specs
+from trrg_sdk.bundle import sha256_file
+from trrg_sdk.labeler import OBSERVATIONS
+from trrg_sdk.manifest import (
+    GRAPH_NAMES,
+    SCHEMA_VERSION,
+    ArraySpec,
+    ClueSpec,
+    CustomClueSpec,
+    DecodingSpec,
+    GraphSpec,
+    Manifest,
+    ModelSpec,
+    PromptSpec,
+    ProvenanceSpec,
+    TokenizerSpec,
+)
+from trrg_sdk.version import __version__
+from trrg_train.models.checkpoint import Checkpoint
+from trrg_train.models.clue_bank import BankedClue
+from trrg_train.models.tokenizer import BOS_ID, EOS_ID, PAD_ID
+
+TOKENIZER = "tokenizer.json"
+TOKEN_EMBEDDING = "token_embedding.npy"
+CLUE_BANK = "clue_bank.npz"
+MODEL_CARD = "model_card.md"
+INTENDED_USE = (
+    "Research on draft reports of frontal chest radiographs of adults. Not for clinical use: not a medical device, "
+    "not validated on patients of your site; every draft is to be read by a radiologist together with the image."
+)
+_CREATED_BY = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-genai", "numpy", "tokenizers")
+
+
+def graph_file(name: str) -> str:
+    """Where a graph lies in the bundle."""
+    return f"graphs/{name}.onnx"
+
+
+def draft_manifest(checkpoint: Checkpoint, folder: Path, *, precision: str) -> Manifest:
+    """Describe a folder that holds everything but the parity figures, the model card and the manifest.
+
+    Args:
+        checkpoint: Of stage 2.
+        folder: Graphs, arrays and tokenizer.
+        precision: ``"fp32"`` or ``"int8"``.
+
+    Returns:
+        A manifest without files and parity.
+    """
+    config, meta, llm = checkpoint.config, checkpoint.meta, checkpoint.trrg().llm
+    vocab, width = llm.get_input_embeddings().weight.shape
+    prompt = len(meta.prefix_ids) + config.patches + len(meta.clues) + len(meta.suffix_ids)
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        bundle_id=f"{config.name}-{_content_hash(folder)[:8]}",
+        model=ModelSpec(config.name, config.sha256()),
+        files={},
+        graphs={name: _graph_spec(folder, name, precision) for name in GRAPH_NAMES},
+        preprocess=checkpoint.preprocess.to_manifest(),
+        patch_grid=config.patch_grid,
+        prompt=PromptSpec(meta.prefix_ids, meta.suffix_ids, ("prefix", "visual", "clues", "suffix")),
+        tokenizer=TokenizerSpec(TOKENIZER, BOS_ID, EOS_ID, PAD_ID, vocab),
+        token_embedding=ArraySpec(TOKEN_EMBEDDING, "float32", (vocab, width)),
+        observations=OBSERVATIONS,
+        clues=tuple(ClueSpec(c.name, c.positive, c.negative, c.scale, c.offset, c.threshold) for c in meta.clues),
+        custom_clue=_custom_clue(meta.clues, config.max_text_length),
+        clue_bank=ArraySpec(CLUE_BANK, "float32", ("clues", config.joint_dim)),
+        decoding=DecodingSpec("greedy", meta.max_new_tokens),
+        decoder=decoder_spec(llm, prompt=prompt, max_new_tokens=meta.max_new_tokens),
+        targets={ort.TARGET: ort.spec()},
+        provenance=_provenance(checkpoint),
+        evaluation=dict(meta.evaluation),
+        parity={},
+        intended_use=INTENDED_USE,
+    )
+
+
+def checkpoint_sha256(folder: Path) -> str:
+    """Hash a checkpoint: names and contents of its files, in the order of their names."""
+    lines = [f"{sha256_file(path)}  {path.name}\n" for path in sorted(folder.iterdir()) if path.is_file()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def code_version() -> str:
+    """Name the code: the commit when this package lies in a git checkout, else the installed version.
+
+    A commit with changes on top ends in ``-dirty``.
+    """
+    here = Path(__file__)
+    try:
+        _git(here.parent, "ls-files", "--error-unmatch", here.name)
+        return _git(here.parent, "describe", "--always", "--dirty", "--abbrev=12")
+    except (OSError, subprocess.CalledProcessError):
+        return importlib.metadata.version("trrg-sdk")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _content_hash(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    listing = {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+    return hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).hexdigest()
+
+
+def _graph_spec(folder: Path, name: str, precision: str) -> GraphSpec:
+    return GraphSpec(graph_file(name), precision, *tensor_specs(folder / graph_file(name)))
+
+
+def _custom_clue(bank: Sequence[BankedClue], max_length: int) -> CustomClueSpec:
+    """A clue that nobody calibrated reads like the median clue of the bank: better than not calibrated at all."""
+    scale, offset, threshold = (statistics.median(values) for values in _figures(bank))
+    return CustomClueSpec(scale, offset, threshold, max_length)
+
+
+def _figures(bank: Sequence[BankedClue]) -> tuple[list[float], list[float], list[float]]:
+    return [c.scale for c in bank], [c.offset for c in bank], [c.threshold for c in bank]
+
+
+def _provenance(checkpoint: Checkpoint) -> ProvenanceSpec:
+    return ProvenanceSpec(
+        sdk_version=__version__,
+        code_version=code_version(),
+        checkpoint_sha256=checkpoint_sha256(checkpoint.folder),
+        data=checkpoint.meta.data,
+        created_by={name: importlib.metadata.version(name) for name in _CREATED_BY},
+    )

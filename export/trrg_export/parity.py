@@ -1,0 +1,232 @@
+"""No conversion without proof: the exported graphs against PyTorch on the checkpoint's held-out studies.
+
+In this order: names, axes (with sizes that the export did not see), values of each graph fed with PyTorch's own
+inputs, greedy tokens of the whole chain, labels of the reports and clue scores. The exported side runs through the
+runtime that hospitals run. Every failure is listed, not only the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trrg_export.reference import Reference
+from trrg_export.to_onnx import GraphPlan, example_inputs
+from trrg_sdk.backends import onnxruntime as backend
+from trrg_sdk.backends.base import Decoder, Graph
+from trrg_sdk.bundle import Bundle
+from trrg_sdk.engine import Engine
+from trrg_sdk.errors import TrrgError
+from trrg_sdk.labeler import OBSERVATIONS, label_report
+
+Array = NDArray[Any]
+_UNSEEN_SIZES = {"batch": 3, "clues": 17, "prompts": 4, "length": 11}
+
+
+class ParityError(TrrgError):
+    """The exported graphs do not do what the PyTorch model does; no bundle was written.
+
+    Attributes:
+        failures: All of them.
+    """
+
+    exit_code = 6
+
+    def __init__(self, failures: Sequence[str]) -> None:
+        """Keep and join the failures."""
+        count = f"{len(failures)} parity limit{'s' if len(failures) > 1 else ''} passed, no bundle was written"
+        super().__init__("\n  ".join((f"{count}:", *failures)))
+        self.failures = tuple(failures)
+
+
+@dataclass(frozen=True)
+class ParityLimits:
+    """What may differ at most.
+
+    Attributes:
+        value: Largest difference of a number, times the largest number where that is above 1; None for no limit.
+        differing_texts: How many studies' greedy tokens may differ; None for no limit.
+        label_agreement: Share of study-observation pairs whose state in the report must be the same, 0 to 1.
+    """
+
+    value: float | None
+    differing_texts: int | None
+    label_agreement: float
+
+
+LIMITS: Mapping[str, ParityLimits] = {
+    "fp32": ParityLimits(value=1e-3, differing_texts=0, label_agreement=1.0),
+    "int8": ParityLimits(value=None, differing_texts=None, label_agreement=0.98),
+}
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """The outcome.
+
+    Attributes:
+        table: For the manifest.
+        failures: Empty when every limit held.
+    """
+
+    table: Mapping[str, Any]
+    failures: tuple[str, ...]
+
+
+def compare(
+    bundle: Bundle, plans: Sequence[GraphPlan], reference: Reference, *, precision: str, limits: ParityLimits
+) -> ParityReport:
+    """Compare an exported folder with PyTorch.
+
+    Args:
+        bundle: The folder and its draft manifest.
+        plans: The PyTorch side of the graphs.
+        reference: What PyTorch gives for the parity studies.
+        precision: ``"fp32"`` or ``"int8"``.
+        limits: What may differ.
+
+    Returns:
+        Table and failures.
+    """
+    opened = backend.open_backend(device="cpu", threads=None)
+    graphs = {plan.name: opened.graph(bundle.path(plan.name)) for plan in plans}
+    failures = [line for plan in plans for line in _interface_failures(bundle, plan, graphs[plan.name], limits.value)]
+    if failures:  # nothing below means anything with wrong names or axes
+        return ParityReport({"precision": precision}, tuple(failures))
+    decoder = opened.decoder(bundle.path("decoder"), bundle.manifest.decoder)
+    values = _graph_values(graphs, decoder, reference)
+    failures += _value_failures(values, limits.value)
+    outcome = _reports(Engine(bundle, opened), reference)
+    failures += _text_failures(outcome, len(reference.ids), limits)
+    graph_table = {name: {k: d.table() for k, d in outputs.items()} for name, outputs in values.items()}
+    table = {"precision": precision, "studies": len(reference.ids), "graphs": graph_table, **outcome}
+    return ParityReport(table, tuple(failures))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two arrays are apart."""
+
+    max_abs: float
+    mean_abs: float
+    peak: float
+
+    @classmethod
+    def of(cls, got: Array, expected: Array) -> Difference:
+        """Compare arrays of one shape."""
+        gap = np.abs(got.astype(np.float64) - expected.astype(np.float64))
+        return cls(float(gap.max()), float(gap.mean()), float(np.abs(expected).max()))
+
+    def within(self, limit: float) -> bool:
+        """True when the difference holds the limit; NaN never does."""
+        return self.max_abs <= limit * max(1.0, self.peak)
+
+    def table(self) -> dict[str, float]:
+        """Three figures, three digits each."""
+        relative = self.max_abs / self.peak if self.peak else self.max_abs
+        return {"max_abs": _short(self.max_abs), "mean_abs": _short(self.mean_abs), "relative": _short(relative)}
+
+
+def _interface_failures(bundle: Bundle, plan: GraphPlan, graph: Graph, limit: float | None) -> list[str]:
+    """Names as planned, and free axes really free: other sizes than those of the export give PyTorch's values."""
+    try:
+        bundle.check_graph_specs(plan.name, graph.inputs, graph.outputs)
+    except TrrgError as error:
+        return [str(error)]
+    names = ([s.name for s in plan.inputs], list(plan.outputs))
+    if names != ([s.name for s in graph.inputs], [s.name for s in graph.outputs]):
+        return [f"{plan.name}: expected inputs and outputs {names}, got {graph.inputs} and {graph.outputs}"]
+    inputs = example_inputs(plan, sizes=_UNSEEN_SIZES, seed=0)
+    with torch.no_grad():
+        expected: Any = plan.module(*(torch.from_numpy(value) for value in inputs.values()))
+    expected = (expected,) if isinstance(expected, torch.Tensor) else expected
+    try:
+        got = graph.run(inputs)
+    except TrrgError as error:
+        return [f"{plan.name} does not run with the sizes {_UNSEEN_SIZES}: {error}"]
+    failures = []
+    for name, tensor in zip(plan.outputs, expected, strict=True):
+        wanted = tensor.numpy()
+        if got[name].shape != wanted.shape or got[name].dtype != wanted.dtype:
+            came = f"{got[name].dtype} {got[name].shape}"
+            failures.append(f"{plan.name}.{name}: expected {wanted.dtype} {wanted.shape}, got {came}")
+        elif limit is not None and not (gap := Difference.of(got[name], wanted)).within(limit):
+            failures.append(f"{plan.name}.{name}: differs by {gap.max_abs:.3g} with the sizes {_UNSEEN_SIZES}")
+    return failures
+
+
+def _graph_values(
+    graphs: Mapping[str, Graph], decoder: Decoder, reference: Reference
+) -> dict[str, dict[str, Difference]]:
+    """Feed each graph with PyTorch's inputs, one study at a time as at run time, and compare its outputs."""
+    vision, fusion, first = [], [], []
+    for index in range(len(reference.ids)):
+        row = slice(index, index + 1)
+        vision.append(graphs["vision"].run({"pixels": reference.pixels[row]}))
+        seen = {name: value[row] for name, value in reference.vision.items()}
+        fusion.append(graphs["fusion"].run({**seen, **reference.clue_inputs}))
+        first.append(decoder.prefill(reference.prompts[index]).copy())
+    clue = graphs["clue_encoder"].run(reference.clue_texts)
+    expected = {"vision": reference.vision, "fusion": reference.fusion}
+    values = {
+        name: {key: Difference.of(np.concatenate([run[key] for run in runs]), expected[name][key]) for key in runs[0]}
+        for name, runs in (("vision", vision), ("fusion", fusion))
+    }
+    values["clue_encoder"] = {"clue_joint": Difference.of(clue["clue_joint"], reference.clue_joint)}
+    values["decoder"] = {"logits": Difference.of(np.stack(first), reference.first_logits)}
+    return values
+
+
+def _value_failures(values: Mapping[str, Mapping[str, Difference]], limit: float | None) -> list[str]:
+    return [
+        f"{graph}.{name}: differs by {gap.max_abs:.3g} where numbers reach {gap.peak:.3g}, the limit is {limit:g}"
+        for graph, outputs in values.items()
+        for name, gap in outputs.items()
+        if limit is not None and not gap.within(limit)
+    ]
+
+
+def _reports(engine: Engine, reference: Reference) -> dict[str, int | float]:
+    """Run the whole chain as the runtime does and count what came out differently."""
+    override = engine.clues.override(None)
+    identical = same = flips = 0
+    furthest = 0.0
+    for pixels, logits, expected in zip(reference.pixels, reference.fusion["clue_logits"], reference.ids, strict=True):
+        seen = engine.perceive(pixels, override=override)
+        ids = engine.write(seen.prompt).ids
+        identical += ids == expected
+        labels, wanted = (label_report(engine.text(text)) for text in (ids, expected))
+        same += sum(labels.get(name) == wanted.get(name) for name in OBSERVATIONS)
+        for score, true in zip(seen.scores, engine.clues.scores(logits, override=override), strict=True):
+            flips += score.present != true.present
+            furthest = max(furthest, abs(score.probability - true.probability))
+    return {
+        "greedy_identical": identical,
+        "label_agreement": _short(same / (len(reference.ids) * len(OBSERVATIONS)), digits=5),
+        "clue_flips": flips,
+        "max_probability_difference": _short(furthest),
+    }
+
+
+def _text_failures(outcome: Mapping[str, int | float], studies: int, limits: ParityLimits) -> list[str]:
+    failures = []
+    differing = studies - int(outcome["greedy_identical"])
+    if limits.differing_texts is not None and differing > limits.differing_texts:
+        failures.append(
+            f"greedy tokens differ in {differing} of {studies} studies, the limit is {limits.differing_texts}"
+        )
+    if outcome["label_agreement"] < limits.label_agreement:
+        failures.append(
+            f"labels of the reports agree in {outcome['label_agreement']:.4f} of the study-observation pairs, "
+            f"the limit is {limits.label_agreement:g}"
+        )
+    return failures
+
+
+def _short(value: float, *, digits: int = 3) -> float:
+    return float(f"{value:.{digits}g}")

@@ -1,0 +1,116 @@
+"""What the PyTorch model gives for the parity studies: the truth of the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trrg_train.models.checkpoint import Checkpoint
+from trrg_train.models.clue_bank import clue_inputs, embed_bank, tokenize
+from trrg_train.models.trrg import EncodedImages, Trrg
+
+Array = NDArray[Any]
+_BATCH = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Inputs and outputs of K studies, C clues.
+
+    Attributes:
+        pixels: float32 (K, channels, S, S).
+        clue_inputs: The clue inputs of the fusion graph, ``clue_override`` (1, C).
+        clue_texts: ``input_ids`` and ``attention_mask`` int64 (2C, L) of the bank's prompts, positive ones first.
+        clue_joint: float32 (2C, De).
+        vision: Outputs of the vision graph, first axis K.
+        fusion: Outputs of the fusion graph, first axis K.
+        prompts: float32 (K, P, Dl), the whole prompts.
+        first_logits: float32 (K, V), after the prompt.
+        ids: Greedy tokens of each study, without the end token.
+    """
+
+    pixels: Array
+    clue_inputs: Mapping[str, Array]
+    clue_texts: Mapping[str, Array]
+    clue_joint: Array
+    vision: Mapping[str, Array]
+    fusion: Mapping[str, Array]
+    prompts: Array
+    first_logits: Array
+    ids: tuple[tuple[int, ...], ...]
+
+
+@torch.no_grad()
+def run_pytorch(checkpoint: Checkpoint, pixels: Tensor) -> Reference:
+    """Run the checkpoint's model in fp32.
+
+    Args:
+        checkpoint: Of stage 2.
+        pixels: float32 (K, channels, S, S), preprocessed.
+
+    Returns:
+        Everything that parity compares.
+    """
+    model, bank = checkpoint.trrg(), checkpoint.meta.clues
+    longest = checkpoint.config.max_text_length
+    positive, negative = embed_bank(bank, model.perceiver, checkpoint.tokenizer, max_length=longest)
+    parts = [_run_batch(checkpoint, batch, positive, negative) for batch in pixels.split(_BATCH)]
+    texts = [clue.positive for clue in bank] + [clue.negative for clue in bank]
+    input_ids, mask = tokenize(texts, checkpoint.tokenizer, max_length=longest)
+    clues = clue_inputs(bank, positive, negative, -torch.ones(1, len(bank)))._asdict()
+    return Reference(
+        pixels=pixels.numpy(),
+        clue_inputs={f"clue_{name}": value.numpy() for name, value in clues.items()},
+        clue_texts={"input_ids": input_ids.numpy(), "attention_mask": mask.numpy()},
+        clue_joint=model.perceiver.encode_texts(input_ids, mask).numpy(),
+        vision=_joined([part.vision for part in parts]),
+        fusion=_joined([part.fusion for part in parts]),
+        prompts=np.concatenate([part.prompts for part in parts]),
+        first_logits=np.concatenate([part.first_logits for part in parts]),
+        ids=tuple(ids for part in parts for ids in part.ids),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    vision: dict[str, Array]
+    fusion: dict[str, Array]
+    prompts: Array
+    first_logits: Array
+    ids: list[tuple[int, ...]]
+
+
+def _run_batch(checkpoint: Checkpoint, pixels: Tensor, positive: Tensor, negative: Tensor) -> _Batch:
+    model, bank = checkpoint.trrg(), checkpoint.meta.clues
+    images = EncodedImages(*model.perceiver.encode_images(pixels))
+    clues = clue_inputs(bank, positive, negative, -torch.ones(len(pixels), len(bank)))
+    fused = model.fusion(*images, clues)
+    prompts = model.embed_prompt(fused)
+    generated, _ = model.generate(images, clues, max_new_tokens=checkpoint.meta.max_new_tokens)
+    shown = ("prompt_embeds", "clue_logits", "clue_heat")
+    return _Batch(
+        vision={name: value.numpy() for name, value in images._asdict().items()},
+        fusion={name: getattr(fused, name).numpy() for name in shown},
+        prompts=prompts.numpy(),
+        first_logits=_first_logits(model, prompts),
+        ids=[_until_end(row, model.llm.config.eos_token_id) for row in generated.tolist()],
+    )
+
+
+def _first_logits(model: Trrg, prompts: Tensor) -> Array:
+    logits: Tensor = model.llm(inputs_embeds=prompts, use_cache=False).logits[:, -1]
+    return logits.numpy()
+
+
+def _until_end(ids: list[int], eos: int) -> tuple[int, ...]:
+    return tuple(ids[: ids.index(eos)] if eos in ids else ids)
+
+
+def _joined(parts: list[dict[str, Array]]) -> dict[str, Array]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,233 @@
+"""From PyTorch to ONNX: three graphs with the bundle's names and axes, the same bytes every time.
+
+Standard operators of opset 20 only, so that ONNX Runtime, OpenVINO and TensorRT can all read them. Nothing that the
+exporter notes about its own run (stack traces with machine paths, module names) stays in the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from trrg_export.wrappers import ClueEncoderGraph, FusionGraph, VisionGraph
+from trrg_sdk.manifest import Axes, TensorSpec
+from trrg_train.models.trrg import Trrg
+
+OPSET = 20
+_INLINE_LIMIT = 2**31 - 2**20  # protobuf's limit of 2 GiB, and room for the graph itself
+_EXAMPLE = {"batch": 2, "clues": 5, "prompts": 3, "length": 7}  # sizes seen while tracing, all different
+_EXTERNAL_FROM = 1024  # bytes; smaller tensors stay inside also when the rest is external
+
+
+@dataclass(frozen=True)
+class GraphPlan:
+    """One graph to export.
+
+    Attributes:
+        name: As the manifest calls it.
+        module: Takes the inputs in order and returns the outputs in order.
+        inputs: What the manifest will say; free axes by name.
+        outputs: Names of the outputs in order.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[str, ...]
+
+
+def plans(model: Trrg, *, channels: int, size: int, patches: int, joint_dim: int) -> tuple[GraphPlan, ...]:
+    """Plan the graphs of a model.
+
+    Args:
+        model: In evaluation mode, adapters merged.
+        channels: Of the pixels.
+        size: Side of the input in pixels.
+        patches: N.
+        joint_dim: De.
+
+    Returns:
+        Plans for ``vision``, ``clue_encoder`` and ``fusion``.
+    """
+    width = model.perceiver.vision.width
+    vision = (_f32("pixels", "batch", channels, size, size),)
+    prompts = tuple(TensorSpec(name, "int64", ("prompts", "length")) for name in ("input_ids", "attention_mask"))
+    fusion = (
+        _f32("patches", "batch", patches, width),
+        _f32("patch_joint", "batch", patches, joint_dim),
+        _f32("global_joint", "batch", joint_dim),
+        _f32("clue_positive", "clues", joint_dim),
+        _f32("clue_negative", "clues", joint_dim),
+        *(_f32(f"clue_{name}", "clues") for name in ("scale", "offset", "threshold")),
+        _f32("clue_override", "batch", "clues"),
+    )
+    return (
+        GraphPlan("vision", VisionGraph(model.perceiver), vision, ("patches", "patch_joint", "global_joint")),
+        GraphPlan("clue_encoder", ClueEncoderGraph(model.perceiver), prompts, ("clue_joint",)),
+        GraphPlan("fusion", FusionGraph(model.fusion), fusion, ("prompt_embeds", "clue_logits", "clue_heat")),
+    )
+
+
+def export_graph(plan: GraphPlan) -> onnx.ModelProto:
+    """Trace one graph.
+
+    Args:
+        plan: What to export.
+
+    Returns:
+        A checked, cleaned model in fp32.
+    """
+    module = plan.module.eval()
+    _use_exportable_attention(module)
+    free = {axis: Dim(axis) for spec in plan.inputs for axis in spec.axes if isinstance(axis, str)}
+    dynamic = tuple({i: free[a] for i, a in enumerate(s.axes) if isinstance(a, str)} for s in plan.inputs)
+    with quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            tuple(_example(spec) for spec in plan.inputs),
+            None,
+            input_names=[spec.name for spec in plan.inputs],
+            output_names=list(plan.outputs),
+            dynamic_shapes=dynamic,
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+        model = clean(_proto(program))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def clean(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop doc strings, metadata and inferred shapes in place; names of people's folders are among them.
+
+    Args:
+        model: As an exporter wrote it.
+
+    Returns:
+        The same model.
+    """
+    # Inferred shapes hold symbols that are numbered anew in each run; every runtime infers them itself.
+    del model.graph.value_info[:]
+    del model.metadata_props[:]
+    model.doc_string = ""
+    graph = model.graph
+    holders: list[Any] = [graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *model.functions]
+    for holder in holders:
+        holder.ClearField("doc_string")
+        holder.ClearField("metadata_props")
+    return model
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model: one file below 2 GiB, else with ``<name>.data`` beside it.
+
+    Args:
+        model: With its weights inside.
+        path: A ``.onnx`` file.
+    """
+    if model.ByteSize() < _INLINE_LIMIT:
+        path.write_bytes(model.SerializeToString(deterministic=True))
+        return
+    onnx.save_model(
+        model,
+        str(path),
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=f"{path.name}.data",
+        size_threshold=_EXTERNAL_FROM,
+    )
+
+
+def tensor_specs(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Read what a graph declares.
+
+    Args:
+        path: A ``.onnx`` file.
+
+    Returns:
+        Inputs and outputs, in the graph's order.
+    """
+    graph = onnx.load(str(path), load_external_data=False).graph
+    return tuple(map(_spec, graph.input)), tuple(map(_spec, graph.output))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence exporters that print and warn about what is no concern of the user; errors still come out."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "transformers", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def example_inputs(plan: GraphPlan, *, sizes: Mapping[str, int], seed: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Make random inputs of given sizes, to compare a graph away from the sizes it was traced with.
+
+    Args:
+        plan: The graph.
+        sizes: Free axis to size.
+        seed: Of the random numbers.
+
+    Returns:
+        One array for each input.
+    """
+    torch.manual_seed(seed)
+    return {spec.name: _example(spec, {**_EXAMPLE, **sizes}).numpy() for spec in plan.inputs}
+
+
+def _f32(name: str, *axes: int | str) -> TensorSpec:
+    return TensorSpec(name, "float32", axes)
+
+
+def _example(spec: TensorSpec, sizes: Mapping[str, int] = _EXAMPLE) -> Tensor:
+    shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes]
+    if spec.dtype == "int64":
+        return torch.ones(shape, dtype=torch.int64)
+    if spec.name in ("clue_threshold", "clue_override"):
+        return torch.rand(shape) * 0.8 + 0.1  # probabilities
+    return torch.nn.functional.normalize(torch.randn(shape), dim=-1) if "joint" in spec.name else torch.randn(shape)
+
+
+def _use_exportable_attention(module: nn.Module) -> None:
+    """Swin's shifted windows do not trace with the fused attention (facts: eager works, values are equal)."""
+    for part in module.modules():
+        switch: Any = getattr(part, "set_attn_implementation", None)
+        if switch is not None and part.config.model_type in ("swin", "swinv2"):
+            switch("eager")
+
+
+def _proto(program: Any) -> onnx.ModelProto:
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    kind = value.type.tensor_type
+    axes: Axes = tuple(axis.dim_param or int(axis.dim_value) for axis in kind.shape.dim)
+    return TensorSpec(value.name, str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)), axes)

@@ -1,0 +1,48 @@
+"""A tiny random checkpoint and its exported bundle, made once: tracing is what takes the time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage-2 checkpoint with random weights and 6 parity studies."""
+    pytest.importorskip("torch")
+    from tests.export.tiny import write_checkpoint
+
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def fp32_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fp32 bundle of the tiny checkpoint, exported through the command; read only."""
+    pytest.importorskip("onnxruntime_genai")
+    from trrg_export.cli import main
+
+    out = tmp_path_factory.mktemp("fp32") / "bundle"
+    assert main([str(tiny_checkpoint), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def traced(fp32_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str, Any], None]], None]:
+    """Take the three graphs that were traced before; the returned function sets what is done to each first."""
+    import onnx
+
+    from trrg_export import build
+
+    changes: list[Callable[[str, Any], None]] = []
+
+    def load(plan: Any) -> Any:
+        model = onnx.load(str(fp32_bundle / "graphs" / f"{plan.name}.onnx"))
+        for change in changes:
+            change(plan.name, model)
+        return model
+
+    monkeypatch.setattr(build, "export_graph", load)
+    return changes.append

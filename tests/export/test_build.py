@@ -1,0 +1,201 @@
+"""From checkpoint to bundle and what stands in its way."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime_genai")
+
+from onnx import numpy_helper  # noqa: E402 - after the checks that it is there
+
+from tests.export import tiny  # noqa: E402
+from trrg_export import build  # noqa: E402
+from trrg_export.cli import main  # noqa: E402
+from trrg_export.parity import ParityError  # noqa: E402
+from trrg_sdk.bundle import Bundle  # noqa: E402
+from trrg_sdk.errors import UsageError  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+Traced = Callable[[Callable[[str, Any], None]], None]
+FIGURES = {"precision", "studies", "graphs", "greedy_identical", "label_agreement", "clue_flips"}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(tmp_path: Path) -> Iterator[None]:
+    yield
+    assert not list(tmp_path.glob(".*")), "a half-written bundle was left beside its place"
+
+
+def test_fp32_bundle_loads_and_writes_the_same_tokens(fp32_bundle: Path) -> None:
+    manifest = Bundle.load(fp32_bundle).manifest
+    parity = manifest.parity["fp32"]
+    assert parity.keys() == FIGURES | {"max_probability_difference"}
+    assert parity["studies"] == parity["greedy_identical"] == 6
+    assert parity["label_agreement"] == 1.0
+    assert parity["clue_flips"] == 0
+    assert parity["graphs"].keys() == manifest.graphs.keys()
+
+
+def test_the_random_model_writes_something_different_for_each_study(tiny_checkpoint: Path) -> None:
+    """Else identical tokens would prove little."""
+    from trrg_export.reference import run_pytorch
+    from trrg_train.models.checkpoint import load_checkpoint
+
+    loaded = load_checkpoint(tiny_checkpoint)
+    ids = run_pytorch(loaded, loaded.parity_pixels()).ids
+    assert len(set(ids)) >= 3
+    assert min(map(len, ids)) >= 3
+
+
+def test_files_are_those_of_the_contract(fp32_bundle: Path) -> None:
+    manifest = Bundle.load(fp32_bundle).manifest
+    graphs = {f"graphs/{name}.onnx" for name in ("vision", "clue_encoder", "fusion", "decoder")}
+    arrays = {"tokenizer.json", "token_embedding.npy", "clue_bank.npz", "model_card.md"}
+    assert manifest.files.keys() == graphs | arrays
+    assert oct(fp32_bundle.stat().st_mode)[-3:] == "755"
+
+
+def test_manifest_says_how_long_prompt_and_report_may_be(fp32_bundle: Path) -> None:
+    manifest = Bundle.load(fp32_bundle).manifest
+    prompt = 3 + 4 + 14 + 1
+    assert manifest.prompt_length(14) == prompt
+    assert manifest.decoder.max_length == prompt + 12 + 32
+    assert manifest.custom_clue.scale == 1.5
+    assert manifest.custom_clue.threshold == 0.4
+
+
+def test_nothing_tells_where_it_was_made(fp32_bundle: Path, tiny_checkpoint: Path) -> None:
+    marks = [str(tiny_checkpoint.parent), str(Path(onnx.__file__).parents[1]), str(Path.home()), "stack_trace"]
+    for path in fp32_bundle.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not [mark for mark in marks if mark.encode() in content], path.name
+
+
+def test_model_card_holds_commands_figures_and_the_warning(fp32_bundle: Path) -> None:
+    card = (fp32_bundle / "model_card.md").read_text()
+    for expected in ("Not for clinical use", "trrg-train stage2 tiny.toml", "Seed 7", "### phantoms", "auc: Edema"):
+        assert expected in card
+
+
+def test_a_second_build_gives_the_same_bytes(
+    fp32_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, traced: Traced
+) -> None:
+    build.export_bundle(tiny_checkpoint, tmp_path / "again", build.ExportOptions())
+    ours, theirs = ((folder / "manifest.json").read_text() for folder in (fp32_bundle, tmp_path / "again"))
+    assert json.loads(ours) == json.loads(theirs)
+
+
+def test_int8_is_smaller_and_agrees(fp32_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, traced: Traced) -> None:
+    out = tmp_path / "int8"
+    assert main([str(tiny_checkpoint), "--out", str(out), "--int8"]) == 0
+    manifest = Bundle.load(out).manifest
+    assert {graph.precision for graph in manifest.graphs.values()} == {"int8"}
+    assert 0.98 <= float(str(manifest.parity["int8"]["label_agreement"]))
+    drift = manifest.parity["int8"]["graphs"]
+    assert isinstance(drift, dict)
+    assert 1e-5 < drift["vision"]["patch_joint"]["relative"] < 0.05, "nothing was quantized, or far too coarsely"
+    for name in ("vision", "fusion", "decoder"):
+        small, large = ((folder / "graphs" / f"{name}.onnx").stat().st_size for folder in (out, fp32_bundle))
+        assert small < 0.6 * large, name
+
+
+def _wrong_weight(graph: str, model: Any) -> None:
+    if graph == "fusion":
+        tensor = next(t for t in model.graph.initializer if len(t.dims) == 2)
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.5), tensor.name))
+
+
+def _wrong_name(graph: str, model: Any) -> None:
+    if graph == "vision":
+        model.graph.output[0].name = "features"
+        for node in model.graph.node:
+            for outputs in (node.input, node.output):
+                for index, name in enumerate(outputs):
+                    if name == "patches":
+                        outputs[index] = "features"
+
+
+@pytest.mark.parametrize(("change", "named"), [(_wrong_weight, "fusion.prompt_embeds"), (_wrong_name, "features")])
+def test_a_graph_that_differs_gives_exit_6_and_no_bundle(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    traced: Traced,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[str, Any], None],
+    named: str,
+) -> None:
+    traced(change)
+    assert main([str(tiny_checkpoint), "--out", str(tmp_path / "bundle")]) == 6
+    assert named in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_failure_is_listed(tiny_checkpoint: Path, tmp_path: Path, traced: Traced) -> None:
+    traced(_wrong_weight)
+    with pytest.raises(ParityError) as caught:
+        build.export_bundle(tiny_checkpoint, tmp_path / "bundle", build.ExportOptions())
+    text = str(caught.value)
+    assert len(caught.value.failures) >= 2
+    assert all(failure in text for failure in caught.value.failures)
+
+
+def test_a_crash_half_way_leaves_nothing_and_spares_the_old_bundle(
+    fp32_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, traced: Traced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bundle"
+    build.export_bundle(tiny_checkpoint, out, build.ExportOptions())
+    before = (out / "manifest.json").read_bytes()
+
+    def crash(*_: object, **__: object) -> None:
+        assert len(list(tmp_path.iterdir())) == 2, "it is built beside its place"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "compare", crash)
+    with pytest.raises(KeyboardInterrupt):
+        build.export_bundle(tiny_checkpoint, out, build.ExportOptions(force=True))
+    assert (out / "manifest.json").read_bytes() == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_an_old_bundle_is_replaced_only_by_force(tiny_checkpoint: Path, tmp_path: Path, traced: Traced) -> None:
+    out = tmp_path / "bundle"
+    build.export_bundle(tiny_checkpoint, out, build.ExportOptions())
+    (out / "manifest.json").write_text("{}")
+    with pytest.raises(UsageError, match="--force"):
+        build.export_bundle(tiny_checkpoint, out, build.ExportOptions())
+    build.export_bundle(tiny_checkpoint, out, build.ExportOptions(force=True))
+    assert Bundle.load(out).manifest.model.name == "tiny"
+
+
+def test_force_never_replaces_what_is_no_bundle(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="no bundle"):
+        build.export_bundle(tiny_checkpoint, home, build.ExportOptions(force=True))
+    assert os.listdir(home) == ["thesis.txt"]
+
+
+def test_a_stage_1_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = tiny.write_checkpoint(tmp_path / "stage1", stage=1)
+    assert main([str(checkpoint), "--out", str(tmp_path / "bundle")]) == 2
+    assert "stage-1" in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_report_longer_than_the_models_positions_is_refused(tmp_path: Path, traced: Traced) -> None:
+    short = {**tiny.LLM, "max_position_embeddings": 32}
+    checkpoint = tiny.write_checkpoint(tmp_path / "short", llm=short)
+    with pytest.raises(UsageError, match="32 positions"):
+        build.export_bundle(checkpoint, tmp_path / "bundle", build.ExportOptions())

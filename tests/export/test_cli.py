@@ -1,0 +1,60 @@
+"""The command without its extra, and with arguments that make no sense."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trrg_export.cli import build_parser, main
+
+
+def test_importing_the_command_loads_nothing_heavy() -> None:
+    code = "import sys, trrg_export.cli; print(*({'torch', 'onnx', 'transformers', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_missing_extra_is_one_instruction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
+    assert main([str(tmp_path), "--out", str(tmp_path / "bundle")]) == 2
+    error = capsys.readouterr().err
+    assert "onnxscript" in error
+    assert "pip install 'trrg-sdk[cpu,export]'" in error
+    assert error.count("\n") == 1
+
+
+def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        build_parser().parse_args(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--out", "--int8", "--force", "--studies", "--value-limit", "--label-agreement", "6 parity failed"):
+        assert option in text
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["{folder}", "--out", "{folder}/b"], "no TRRG checkpoint"),
+        (["{folder}", "--out", "{folder}/none/b"], "does not exist"),
+        (["{folder}", "--out", "{folder}"], "exists already"),
+        (["{folder}", "--out", "{folder}/b", "--studies", "0"], "at least 1"),
+    ],
+)
+def test_senseless_arguments_are_one_line_and_exit_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxruntime_genai")
+    assert main([argument.format(folder=tmp_path) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
