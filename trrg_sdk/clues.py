@@ -182,7 +182,7 @@ class ClueEncoder:
 
         Args:
             run: The ``clue_encoder`` graph.
-            tokenize: Text → token ids without special tokens.
+            tokenize: Text → token ids, as in training.
             pad_id: Fills short texts on the right, masked.
             max_length: A longer text is an error: a prompt cut in the middle would ask something else.
         """

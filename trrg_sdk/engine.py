@@ -143,7 +143,7 @@ class Engine:
         tokenizer = self._tokenizer.result()
         encoder = ClueEncoder(
             graph.run,
-            tokenize=lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
+            tokenize=lambda text: list(tokenizer.encode(text).ids),  # as in training: the file says which ones to add
             pad_id=self._manifest.tokenizer.pad_token_id,
             max_length=self._manifest.custom_clue.max_length,
         )

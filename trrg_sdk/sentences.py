@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 from trrg_sdk.errors import InputError
@@ -12,6 +13,7 @@ from trrg_sdk.labeler import split_sentences
 from trrg_sdk.report import Stopped
 
 _CUT = "the text reached the longest length allowed and may lack its end; an unfinished sentence is left out"
+_LEFT_OUT = "the program also wrote something that is no sentence about the image (a number, another section): left out"
 _COMPLETE = re.compile(r"[.!?][\"')\]]*\s*\Z")
 
 
@@ -33,9 +35,9 @@ class Written(NamedTuple):
     """What the model wrote.
 
     Attributes:
-        text: All of it, an unfinished last sentence removed.
-        sentences: Its sentences in order, at least one.
-        notes: Says so when the limit of tokens came before the end; else empty.
+        text: Exactly the sentences, each section under its heading: nothing in it goes unverified.
+        sentences: In order, at least one.
+        notes: Says so when the limit of tokens came before the end, or when something written is no such sentence.
     """
 
     text: str
@@ -72,7 +74,16 @@ def read_tokens(
         WrittenSentence(text, section, _mean(logprobs[bisect_right(ends, start) : bisect_left(ends, end) + 1]))
         for start, end, text, section in spans
     )
-    return Written(raw[: spans[-1][1]].strip(), sentences, (_CUT,) if stopped == "length" else ())
+    text = _compose(sentences)
+    left_out = stopped == "eos" and raw.casefold().split() != text.casefold().split()
+    return Written(text, sentences, (*([_CUT] if stopped == "length" else []), *([_LEFT_OUT] if left_out else [])))
+
+
+def _compose(sentences: Sequence[WrittenSentence]) -> str:
+    """Put each run of sentences under the heading of its section."""
+    runs = groupby(sentences, key=lambda sentence: sentence.section)
+    headed = (([f"{section.upper()}:"] if section else [], [item.text for item in run]) for section, run in runs)
+    return " ".join(word for heading, texts in headed for word in (*heading, *texts))
 
 
 def _locate(raw: str) -> list[tuple[int, int, str, str]]:

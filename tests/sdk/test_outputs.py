@@ -89,3 +89,11 @@ def test_text_fits_its_width() -> None:
     text = rendered(dataclasses.replace(report, sentences=(long,)))
     body = text.split("FINDINGS\n")[1].split("\n\n")[0]
     assert max(map(len, body.splitlines())) <= 100
+
+
+def test_text_shows_control_characters_instead_of_sending_them() -> None:
+    report = full_report()
+    odd = dataclasses.replace(report.sentences[0], text="Clear\x1b[2J lungs.")
+    text = rendered(dataclasses.replace(report, sentences=(odd,)))
+    assert "\x1b" not in text
+    assert "Clear\N{REPLACEMENT CHARACTER}[2J lungs." in text

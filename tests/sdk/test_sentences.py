@@ -51,3 +51,18 @@ def test_no_sentence_is_an_error(count: int, stopped: str) -> None:
     with pytest.raises(InputError) as caught:
         written(count, stopped)
     assert caught.value.code == "empty_report"
+
+
+@pytest.mark.parametrize(
+    ("raw", "text", "noted"),
+    [
+        ("Findings: No edema.", "FINDINGS: No edema.", False),
+        ("No edema. IMPRESSION: Normal.", "No edema. IMPRESSION: Normal.", False),
+        ("INDICATION: Fall from a horse. FINDINGS: No edema.", "FINDINGS: No edema.", True),
+        ("IMPRESSION: 1. No edema. 2. Effusion.", "IMPRESSION: No edema. Effusion.", True),
+    ],
+)
+def test_the_text_is_exactly_its_sentences(raw: str, text: str, noted: bool) -> None:
+    made = read_tokens(range(len(raw)), [-1.0] * len(raw), stopped="eos", decode=lambda ids: raw[: len(ids)])
+    assert made.text == text
+    assert bool(made.notes) == noted

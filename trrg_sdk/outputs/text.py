@@ -56,7 +56,9 @@ def _block(title: str, lines: Iterable[str]) -> str:
 
 def _sentence(sentence: Sentence) -> str:
     support = ", ".join(map(_support, sentence.evidence))
-    return f"{sentence.text} [{_MARKS[sentence.verdict]}{': ' if support else ''}{support}]"
+    # A byte-level vocabulary can spell control characters, and a terminal would obey them.
+    text = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in sentence.text)
+    return f"{text} [{_MARKS[sentence.verdict]}{': ' if support else ''}{support}]"
 
 
 def _support(evidence: Evidence) -> str:
