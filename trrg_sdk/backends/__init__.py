@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 from trrg_sdk.backends.base import Backend, Decoder, Graph
 from trrg_sdk.bundle import Bundle
-from trrg_sdk.errors import UsageError
 
 __all__ = ["Backend", "Decoder", "Graph", "open_backend", "open_decoder", "open_graphs"]
 
@@ -24,8 +23,6 @@ def open_backend(*, device: str = "auto", threads: int | None = None) -> Backend
         UsageError: The device or the number of threads makes no sense.
         DeviceError: The device does not work here, or no runtime is installed.
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads: expected a whole number of at least 1, got {threads}.")
     from trrg_sdk.backends import onnxruntime
 
     return onnxruntime.open_backend(device=device, threads=threads)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from trrg_sdk.errors import UsageError
 from trrg_sdk.manifest import DecoderSpec, TensorSpec
 
 
@@ -135,3 +136,16 @@ class Backend(Protocol):
             DeviceError: The device refuses it.
         """
         ...
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads that makes no sense.
+
+    Args:
+        threads: ``None`` leaves the choice to the backend.
+
+    Raises:
+        UsageError: It is below 1.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads: expected a whole number of at least 1, got {threads}.")

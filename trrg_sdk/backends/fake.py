@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trrg_sdk.backends.base import check_threads
 from trrg_sdk.errors import BundleError, DeviceError, UsageError
 from trrg_sdk.manifest import MANIFEST_FILE, DecoderSpec, GraphSpec, Manifest, TensorSpec, parse_manifest
 
@@ -38,8 +39,7 @@ def open_backend(*, device: str = "auto", threads: int | None = None, script: Se
         UsageError: ``threads`` is below 1.
         DeviceError: Another device was asked for.
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads: expected a whole number of at least 1, got {threads}.")
+    check_threads(threads)
     if device not in ("auto", "cpu"):
         raise DeviceError(f"device {device}: the fake backend has only cpu.")
     return FakeBackend(script=script)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trrg_sdk.backends.base import check_threads
 from trrg_sdk.backends.ort_decoder import OrtDecoder
 from trrg_sdk.backends.ort_session import PROVIDERS, OrtGraph, open_session
 from trrg_sdk.errors import DeviceError, TrrgError, UsageError
@@ -59,9 +60,10 @@ def open_backend(*, device: str = "auto", threads: int | None = None) -> OrtBack
         threads: Threads that one graph may use; ``None`` takes the physical cores that this process may use.
 
     Raises:
-        UsageError: The device is none of these.
+        UsageError: The device is none of these, or the number of threads is below 1.
         DeviceError: ONNX Runtime is not installed, or the named device does not work.
     """
+    check_threads(threads)
     if device not in ("auto", *PROVIDERS):
         raise UsageError(f"device: expected auto, cpu or cuda, got {device!r}.")
     if reason := unavailable_reason():

@@ -50,7 +50,7 @@ def generate(
 
     Raises:
         UsageError: ``max_new_tokens`` is below 1, or the prompt does not fit the decoder.
-        DeviceError: The runtime failed, or a logit is no number.
+        DeviceError: The runtime failed, or a logit is NaN or plus infinity.
     """
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens: expected at least 1, got {max_new_tokens}.")
@@ -74,10 +74,10 @@ def _likeliest(logits: NDArray[np.float32]) -> tuple[int, float]:
     """Return the first of the largest logits and its log-probability.
 
     Raises:
-        DeviceError: A logit is NaN or infinite; ``argmax`` would silently take it.
+        DeviceError: A logit is NaN or plus infinity; ``argmax`` would silently take it.
     """
     token = int(logits.argmax())
-    with np.errstate(invalid="ignore"):  # the check below reports it
+    with np.errstate(over="ignore", invalid="ignore"):  # -inf is right where logits lie far apart; NaN is caught below
         logprob = 0.0 - math.log(float(np.exp(logits - logits[token]).sum()))
     if not math.isfinite(logprob):
         raise DeviceError(
