@@ -10,11 +10,11 @@ from pathlib import Path
 
 from trrg_sdk import InputError, Reporter
 
-EXAMPLE = Path(__file__).parent / "data" / "chest_pa.dcm"
+DATA = Path(__file__).parent / "data"
 
 
 def main() -> int:
-    source = Path(sys.argv[1]) if len(sys.argv) > 1 else EXAMPLE
+    source = Path(sys.argv[1]) if len(sys.argv) > 1 else next(DATA.glob("*.dcm"))
     reporter = Reporter()  # the embedded bundle on the best device that works
     try:
         report = reporter.report(source)
