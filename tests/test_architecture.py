@@ -35,12 +35,13 @@ LAYERS = (
     {"errors", "report", "version"},
     {"bundle", "manifest"},
     {"dicom", "dicom_tags", "pixel_data", "pixels", "codestream", "study"}
-    | {"gate", "preprocess", "labeler", "label_rules", "sentences"},
+    | {"gate", "photometry", "preprocess", "labeler", "label_rules", "sentences"},
     {"backends"},
     {"clues", "decoding", "verify"},
     {"engine"},
     {"reporter"},
     {"outputs", "site"},
+    {"doctor"},
     {"cli"},
     {"__main__"},
 )
