@@ -44,10 +44,11 @@ Counts = dict[str, list[int]]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reports", type=Path, required=True, help="iu_reports.jsonl.gz")
+    parser.add_argument("--limit", type=int, help="only the first reports")
     parser.add_argument("--show", default="", help="print the disagreements of one observation")
     args = parser.parse_args()
     with gzip.open(args.reports, "rt", encoding="utf-8") as file:
-        records = [record for record in map(json.loads, file) if record["gold14"]]
+        records = [record for record in map(json.loads, file) if record["gold14"]][: args.limit]
     say(f"{len(records)} reports")
     tables = [compare(records, reading=reading, show=args.show if not i else "") for i, reading in enumerate(READINGS)]
     say(" " * 24 + "".join(f"{reading:^25}" for reading in READINGS))

@@ -10,6 +10,7 @@ without side and place, which ``{where}`` then says; ``{be}`` is or are; ``{adve
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -99,8 +100,8 @@ class _Writer:
         return str(wordings[self._index(len(wordings))])
 
     def _index(self, count: int) -> int:
-        shares = np.array(SHARES[:count])
-        return int(self.rng.choice(count, p=shares / shares.sum()))
+        drawn = self.rng.random() * sum(SHARES[:count])
+        return sum(drawn >= edge for edge in itertools.accumulate(SHARES[: count - 1]))
 
     def _assert(self, region: frozenset[str]) -> list[str]:
         """The sentences about the findings of a region."""
@@ -113,8 +114,9 @@ class _Writer:
     def _deny(self, observations: Sequence[str]) -> list[str]:
         """One sentence that denies those of the observations that may be denied."""
         items = [phrases.ITEM[name] for name in observations if name in self.deniable]
+        listed = re.sub(r"(focal .*)focal ", r"\1", _join(items, "or"))
         wording = self._choose(phrases.DENY_LIST)
-        return [wording.format(list=_join(items, "or"))] if items else []
+        return [wording.format(list=listed)] if items else []
 
     def _devices(self, bedside: bool) -> list[str]:
         denied = bedside and "Support Devices" in self.deniable
@@ -207,8 +209,8 @@ def _where(finding: Finding) -> str:
 
 
 def _join(items: Sequence[str], word: str) -> str:
-    """Join one, two or more items: "a", "a or b", "a, b or c"."""
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {word} {items[-1]}"
+    """Join none, one, two or more items: "", "a", "a or b", "a, b or c"."""
+    return f" {word} ".join(filter(None, (", ".join(items[:-1]), *items[-1:])))
 
 
 def _capital(text: str) -> str:
