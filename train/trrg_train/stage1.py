@@ -54,7 +54,7 @@ class Stage1Batches:
         self.sentences = [labelled_sentences(study.report) for study in studies]
         self.states = np.stack([report_states(study.labels) for study in studies])
         self.labels = torch.from_numpy(label_matrix(studies))
-        self.tokenizer = tokenizer
+        self.text_tokenizer = tokenizer  # not "tokenizer": Trainer would save it its own way
         stage = config.stage1
         self.sampler = SentenceSampler(assertion_ratio=stage.assertion_ratio, count=stage.sentences_per_study)
         self.rng = np.random.default_rng(config.seed)
@@ -65,7 +65,7 @@ class Stage1Batches:
         drawn = [(row, s) for row, i in enumerate(indices) for s in self.sampler.draw(self.sentences[i], self.rng)]
         owner = np.array([row for row, _ in drawn], dtype=np.int64)
         states = np.stack([sentence.states for _, sentence in drawn])
-        ids, mask = tokenize([s.text for _, s in drawn], self.tokenizer, max_length=self.max_length)
+        ids, mask = tokenize([s.text for _, s in drawn], self.text_tokenizer, max_length=self.max_length)
         plain = torch.from_numpy(np.stack([self.pixels[i] for i in indices]).astype(np.float32))
         return {
             "pixels": augment(plain, self.generator),
@@ -92,7 +92,7 @@ class Stage1Task(nn.Module):
         """
         super().__init__()
         self.perceiver = perceiver
-        self.config = config
+        self.settings = config
         self.register_buffer("prompt_ids", prompts[0], persistent=False)
         self.register_buffer("prompt_mask", prompts[1], persistent=False)
         self.register_buffer("balance", balance, persistent=False)
@@ -110,11 +110,11 @@ class Stage1Task(nn.Module):
             global_joint,
             sentences,
             relation,
-            temperature=self.config.temperature,
-            hard_negative_weight=self.config.hard_negative_weight,
+            temperature=self.settings.temperature,
+            hard_negative_weight=self.settings.hard_negative_weight,
         )
         prompt = prompt_contrast(logits, labels, positive_weight=self.get_buffer("balance"))
-        return {"loss": prompt + self.config.contrast_weight * contrast, "logits": logits}
+        return {"loss": prompt + self.settings.contrast_weight * contrast, "logits": logits}
 
 
 class Indices(Dataset[int]):
@@ -148,26 +148,28 @@ def run_stage1(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
     studies = read_sources(config.sources)
     train = [s for s in studies if s.split == "train"]
     preprocess = Preprocess(size=config.model.image_size, channels=1)
-    pixels = cached_pixels(train, preprocess, config.out / "cache")
     bank = tuple(BankedClue(name, *prompts(name)) for name in OBSERVATIONS)
     ordered = [clue.positive for clue in bank] + [clue.negative for clue in bank]
     corpus = [*(s.report for s in train), *ordered, config.model.instruction]
     tokenizer = train_tokenizer(corpus, vocab_size=config.stage1.vocab_size)
     perceiver = Perceiver(config.model, vocab_size=tokenizer.get_vocab_size())
     indices = repeated(train, config.sources)
-    balance = class_balance(label_matrix(train)[indices], limit=config.stage1.max_positive_weight)
-    tokens = tokenize(ordered, tokenizer, max_length=config.model.max_text_length)
+    task = Stage1Task(
+        perceiver,
+        config.stage1,
+        prompts=tokenize(ordered, tokenizer, max_length=config.model.max_text_length),
+        balance=class_balance(label_matrix(train)[indices], limit=config.stage1.max_positive_weight),
+    )
     trainer = Trainer(
-        model=Stage1Task(perceiver, config.stage1, prompts=tokens, balance=balance),
+        model=task,
         args=training_arguments(config.stage1.optim, config.out / "stage1-steps", seed=config.seed),
-        data_collator=Stage1Batches(train, pixels, config, tokenizer),
+        data_collator=Stage1Batches(train, cached_pixels(train, preprocess, config.out / "cache"), config, tokenizer),
         train_dataset=Indices(indices),
     )
     trainer.train(resume_from_checkpoint=resume or None)
-    bank = _calibrated(perceiver.eval(), bank, tokenizer, config, studies)
     meta = CheckpointMeta(
         stage=1,
-        clues=bank,
+        clues=_calibrated(perceiver.eval(), bank, tokenizer, config, studies),
         preprocess=preprocess.to_manifest(),
         data=describe(studies),
         commands=commands,

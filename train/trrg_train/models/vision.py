@@ -31,6 +31,10 @@ class VisionEncoder(nn.Module):
             self.backbone = cast(nn.Module, AutoModel.from_pretrained(config.vision_path, local_files_only=True))
         else:
             self.backbone = AutoModel.from_config(_backbone_config(config))
+        for parameter in self.backbone.parameters():
+            if parameter.dim() == 4:  # channels last: a training step on a CPU takes about a tenth less
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        self.register_state_dict_post_hook(_contiguous)  # safetensors refuses other layouts
         settings: Any = self.backbone.config
         sizes = getattr(settings, "hidden_sizes", None)
         self.width = int(sizes[-1] if sizes else settings.hidden_size)
@@ -44,7 +48,9 @@ class VisionEncoder(nn.Module):
         Returns:
             Patches float32 (B, N, Dv).
         """
-        hidden: Tensor = self.backbone(pixel_values=pixels).last_hidden_state
+        hidden: Tensor = self.backbone(
+            pixel_values=pixels.contiguous(memory_format=torch.channels_last)
+        ).last_hidden_state
         if hidden.dim() == 4:
             hidden = hidden.flatten(2).transpose(1, 2)
         if hidden.shape[1] == self.patches + 1:
@@ -60,3 +66,8 @@ def _backbone_config(config: ModelConfig) -> Any:
         return AutoConfig.for_model(kind, **values)
     except ValueError as error:
         raise UsageError(f"[model.vision] model_type {kind!r} is not known to transformers: {error}") from error
+
+
+def _contiguous(_module: nn.Module, state: dict[str, Tensor], prefix: str, _metadata: dict[str, Any]) -> None:
+    for name in [n for n in state if n.startswith(prefix)]:
+        state[name] = state[name].contiguous()
