@@ -2,13 +2,19 @@
 
 Everything that pydicom and its decoders can raise is translated here into ``DicomError`` with a stable code:
 
-    unreadable     the path cannot be opened                 missing_tag    a required element is absent
-    not_dicom      another kind of file                      bad_value      an element's value is unusable
-    corrupt        DICOM, but its structure is broken        bad_size       the sizes contradict the data
-    no_pixels      an object without an image                undecodable    no decoder for it, or the decoder failed
-    truncated      cut off on its way                        blank          every pixel is the same
-    multi_frame    more than one frame                       bad_array      an array that is no grey image
-    colour         not MONOCHROME1 or 2
+    unreadable     the path cannot be opened
+    not_dicom      another kind of file
+    corrupt        DICOM, but its structure is broken
+    no_pixels      an object without an image
+    missing_tag    a required element is absent
+    bad_value      the value of an element is unusable
+    multi_frame    more than one frame
+    colour         neither MONOCHROME1 nor MONOCHROME2
+    bad_size       the sizes contradict the data
+    truncated      cut off on its way
+    undecodable    no decoder for it, or the decoder failed
+    blank          every pixel is the same
+    bad_array      an array that is no grey image
 """
 
 from __future__ import annotations
@@ -106,7 +112,14 @@ def load(source: Source) -> Radiograph:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     with tags.quiet():
-        return _from_dataset(_read(source))
+        try:
+            return _from_dataset(_read(source))
+        except InputError:
+            raise
+        except Exception as error:  # pydicom converts elements late, so a damaged one may raise anywhere above
+            raise DicomError(
+                f"an element of the file is damaged ({type(error).__name__}). Send the file again.", code="corrupt"
+            ) from error
 
 
 def load_study(folder: str | os.PathLike[str]) -> list[Radiograph | InputError]:

@@ -27,9 +27,26 @@ _DECUBITUS = ("LLD", "RLD", "DECUBITUS")
 
 # Limits of the image's own scores; what they cost and find is measured by tests/benchmarks/gate_photometry.py.
 _MAX_FLAT = 0.9
-_MAX_DISTANCE = 2.3
-_MIN_POLARITY = 0.0
-_MIN_UPRIGHT = -1.0
+_MAX_DISTANCE = 2.1
+_MAX_DETAIL = 0.85
+_MIN_POLARITY = 1.0
+_MIN_UPRIGHT = -0.5
+
+_NOT_CHEST_LIKE = GateReason(
+    "not_chest_like",
+    "The image does not look like an upright frontal chest radiograph.",
+    "Check that the right image was sent. If it is a chest radiograph, it needs a reader without a draft.",
+)
+_INVERTED = GateReason(
+    "inverted",
+    "The grey values look inverted: the lungs are bright and the bones are dark.",
+    "Check Photometric Interpretation (0028,0004), or invert the array, and send the image again.",
+)
+_TURNED = GateReason(
+    "turned",
+    "The film looks upside down or turned onto its side.",
+    "Turn the image upright at the workstation and send it again.",
+)
 
 
 def check(radiograph: Radiograph) -> tuple[GateReason, ...]:
@@ -135,32 +152,14 @@ def judge(seen: Look) -> list[GateReason]:
         return [
             GateReason(
                 "blank",
-                f"{seen.flat:.0%} of the image is plain black or plain white.",
+                f"{seen.flat:.0%} of the image has one grey value: it is nearly all black or white.",
                 "Check the window of the image and that it was transferred whole, then send it again.",
             )
         ]
-    if min(seen.distance, seen.distance_inverted, seen.distance_turned) > _MAX_DISTANCE:
-        return [
-            GateReason(
-                "not_chest_like",
-                "The image does not look like a frontal chest radiograph.",
-                "Check that the right image was sent. If it is a chest radiograph, it needs a reader without a draft.",
-            )
-        ]
-    if seen.polarity >= _MIN_POLARITY and seen.upright >= _MIN_UPRIGHT:
-        return []
-    if seen.distance_inverted <= seen.distance_turned:
-        return [
-            GateReason(
-                "inverted",
-                "The grey values look inverted: the lungs are bright and the bones are dark.",
-                "Check Photometric Interpretation (0028,0004), or invert the array, and send the image again.",
-            )
-        ]
-    return [
-        GateReason(
-            "turned",
-            "The film looks upside down or turned onto its side.",
-            "Turn the image upright at the workstation and send it again.",
-        )
-    ]
+    nearest = min(seen.distance, seen.distance_inverted, seen.distance_turned)
+    certain = nearest <= _MAX_DISTANCE and seen.detail <= _MAX_DETAIL
+    if certain and seen.polarity >= _MIN_POLARITY and seen.upright >= _MIN_UPRIGHT:
+        return [] if seen.distance <= _MAX_DISTANCE else [_NOT_CHEST_LIKE]
+    if not certain or nearest == seen.distance:
+        return [_NOT_CHEST_LIKE]
+    return [_INVERTED if nearest == seen.distance_inverted else _TURNED]

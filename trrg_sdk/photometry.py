@@ -41,7 +41,8 @@ class Look:
         distance: From the chest films the scores were fitted on; 1 is typical.
         distance_inverted: The same after inversion.
         distance_turned: The smallest one after turning by 90, 180 or 270 degrees.
-        flat: The part of the pixels that are as dark as the darkest, or as bright as the brightest.
+        detail: The part of the variance that the coarse shape leaves over; near 1 for noise.
+        flat: The largest part of the pixels that have one grey value (within a hundredth of the range).
     """
 
     polarity: float
@@ -49,6 +50,7 @@ class Look:
     distance: float
     distance_inverted: float
     distance_turned: float
+    detail: float
     flat: float
 
 
@@ -94,6 +96,7 @@ def look(pixels: NDArray[np.float32], *, fit: Fit | None = None) -> Look:
         distance=fit.distance(shape),
         distance_inverted=fit.distance(-shape),
         distance_turned=min(fit.distance(coefficients(image)) for image in turned),
+        detail=_detail(thumb, shape),
         flat=_flat(pixels),
     )
 
@@ -135,12 +138,17 @@ def symmetric(shape: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(shape[..., column % 2 == 0])
 
 
+def _detail(thumb: NDArray[np.float64], shape: NDArray[np.float64]) -> float:
+    """The part of the thumbnail's variance outside its coarse shape."""
+    norm = np.where(np.arange(COEFFICIENTS) == 0, 1.0, 2.0) * _SIDE / 4  # squared length of each basis row, inverted
+    energy = float(np.sum(shape**2 * np.outer(norm, norm).ravel()[1:]))
+    return 1.0 - energy / float(np.sum(thumb**2) + 1e-9)
+
+
 def _flat(pixels: NDArray[np.float32]) -> float:
-    """The part of a sample of the pixels within 1 % of the darkest, or of the brightest (the larger of both)."""
+    """The largest part of a sample of the pixels that lies within one hundredth of the range."""
     sample = pixels[:: max(1, pixels.shape[0] // 256), :: max(1, pixels.shape[1] // 256)]
-    low, high = float(sample.min()), float(sample.max())
-    margin = 0.01 * (high - low)
-    return float(max((sample <= low + margin).mean(), (sample >= high - margin).mean()))
+    return float(np.histogram(sample, 100)[0].max() / sample.size)
 
 
 def _clipped(image: NDArray[np.float64]) -> NDArray[np.float64]:

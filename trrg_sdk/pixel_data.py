@@ -125,7 +125,8 @@ def _require_one_grey_frame(dataset: Dataset) -> tuple[int, int]:
 
 def _transfer_syntax(dataset: Dataset) -> tuple[str, tuple[str, ...]]:
     """The transfer syntax; guessed from how the elements were encoded when the file meta is missing."""
-    syntax = tags.uid(getattr(dataset, "file_meta", None) or type(dataset)(), "TransferSyntaxUID")
+    meta = getattr(dataset, "file_meta", None)
+    syntax = tags.uid(meta, "TransferSyntaxUID") if meta is not None else ""
     if syntax:
         return syntax, ()
     if dataset["PixelData"].is_undefined_length:
@@ -194,18 +195,20 @@ def _decode(dataset: Dataset, syntax: str) -> NDArray[Any]:
     from pydicom.uid import UID
 
     plain = Plain()
-    for keyword in _ELEMENTS:
-        if keyword in dataset:
-            plain[keyword] = dataset[keyword]
-    plain.SamplesPerPixel = 1
     plain.file_meta = FileMetaDataset()
     plain.file_meta.TransferSyntaxUID = UID(syntax)
     plugin = "" if syntax in _NATIVE else "pylibjpeg"
     try:
+        for keyword in _ELEMENTS:
+            if keyword in dataset:
+                plain[keyword] = dataset[keyword]
+        plain.SamplesPerPixel = 1
         stored, _ = get_decoder(UID(syntax)).as_array(plain, raw=True, decoding_plugin=plugin)
     except MemoryError as error:
         raise DicomError("this machine has too little memory for the image", code="bad_size") from error
-    except Exception as error:  # every plug-in has its own exceptions
+    except BaseException as error:  # every plug-in has its own exceptions, and a Rust one panics past Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise DicomError(
             f"the pixels cannot be decoded: transfer syntax {_codec(syntax)}, {type(error).__name__}. Export the image "
             "uncompressed, as JPEG lossless or as JPEG 2000.",
