@@ -25,6 +25,7 @@ class SourceConfig:
         path: Folder, relative to the TOML's folder unless absolute.
         prefix: For ``labelled_images``: only files whose path starts with this.
         repeat: How often a training study is seen in one epoch.
+        made_by: The command that makes the data set, for the model card; empty where it was not made here.
     """
 
     name: str
@@ -32,6 +33,7 @@ class SourceConfig:
     path: Path
     prefix: str = ""
     repeat: int = 1
+    made_by: str = ""
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ def run_stage1(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
         clues=_calibrated(perceiver.eval(), bank, tokenizer, config, studies),
         preprocess=preprocess.to_manifest(),
         data=describe(studies),
-        commands=commands,
+        commands=(*(source.made_by for source in config.sources if source.made_by), *commands),
         seed=config.seed,
     )
     folder = config.out / "stage1"

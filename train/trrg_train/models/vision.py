@@ -34,7 +34,8 @@ class VisionEncoder(nn.Module):
         for parameter in self.backbone.parameters():
             if parameter.dim() == 4:  # channels last: a training step on a CPU takes about a tenth less
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        self.register_state_dict_post_hook(_contiguous)  # safetensors refuses other layouts
+        register: Any = self.register_state_dict_post_hook
+        register(_contiguous)  # safetensors refuses other layouts
         settings: Any = self.backbone.config
         sizes = getattr(settings, "hidden_sizes", None)
         self.width = int(sizes[-1] if sizes else settings.hidden_size)
