@@ -180,10 +180,10 @@ def sample_anatomy(seed: int, patient: int, *, view: str) -> Anatomy:
     """Draw a patient; the same patient has the same body in both views, seen differently."""
     rng = stream("phantom", seed, "patient", patient)
     draw = rng.uniform
-    dome = draw(0.67, 0.73)
+    dome = draw(0.66, 0.74)
     female = rng.random() < 0.5
     values: dict[str, Any] = {
-        "half_width": draw(0.335, 0.375),
+        "half_width": draw(0.325, 0.38),
         "apex_y": draw(0.09, 0.125),
         "angle_drop": draw(0.085, 0.12),
         "heart_ratio": draw(0.40, 0.465),

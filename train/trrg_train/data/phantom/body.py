@@ -194,8 +194,11 @@ def rib_pieces(anatomy: Anatomy, side: str, number: int) -> list[Points]:
 
 def _split(back: Points, broken: Break) -> tuple[Points, Points]:
     """Cut a rib in two; the outer piece steps off and tilts."""
-    cut = int(broken.at * len(back))
-    inner, outer = back[: cut - 1], back[cut + 2 :].copy()
+    run = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(back, axis=0).T))])
+    even = np.linspace(0.0, run[-1], 120)
+    path = np.stack([np.interp(even, run, back[:, axis]) for axis in (0, 1)], axis=1)
+    cut, gap = int(broken.at * len(path)), int(0.5 + 0.005 / even[1])
+    inner, outer = path[: cut - gap], path[cut + gap :].copy()
     outer[:, 1] += broken.step * np.linspace(1.0, 0.1, len(outer))
     return inner, outer
 
@@ -230,15 +233,17 @@ def _draw_shoulders(scene: Scene) -> None:
         edge = anatomy.half_width - anatomy.scapula
         blade = [(edge + 0.06, 0.12), (edge, 0.2), (edge - 0.005, 0.3), (edge + 0.035, 0.43), (edge + 0.06, 0.40)]
         blades.append(curve([*blade, (edge + 0.10, 0.2)], closed=True) * (sign, 1.0))
-        heads.append((np.array([[sign * 0.455, 0.155], [sign * 0.47, 0.18]]), 0.085))
-        heads.append((np.array([[sign * 0.47, 0.18], [sign * 0.53, 0.5]]), 0.045))
+        turn = np.linspace(0, 2 * np.pi, 24)
+        head = np.stack([0.46 + 0.045 * np.cos(turn), 0.165 + 0.05 * np.sin(turn)], axis=1)
+        shaft = np.array([[0.445, 0.18], [0.50, 0.17], [0.57, 0.5], [0.53, 0.52]])
+        heads += [head * (sign, 1.0), shaft * (sign, 1.0)]
     ink = frame.stroke(clavicles)
     sharp, wide = frame.blur(ink, sigma=0.002), frame.blur(ink, sigma=0.008)
     scene.density += np.float32(anatomy.rib_density) * (0.8 * sharp + 0.9 * np.abs(sharp - wide))
     flat = frame.fill(*blades)
     sharp, wide = frame.blur(flat, sigma=0.003), frame.blur(flat, sigma=0.01)
     scene.density += 0.05 * sharp + 0.12 * np.abs(sharp - wide)
-    scene.density += 0.12 * frame.blur(frame.stroke(heads), sigma=0.004)
+    scene.density += 0.12 * frame.blur(frame.fill(*heads), sigma=0.005)
 
 
 Twig = tuple[list[tuple[float, float]], float]
@@ -250,7 +255,8 @@ def _vessels(frame: Frame, anatomy: Anatomy) -> Field:
     rng = stream(anatomy.seed, "vessels")
     twigs: list[Twig] = []
     for side in SIGN:
-        for angle in np.linspace(-1.35, 1.35, 9) + rng.normal(0, 0.1, 9):
+        fan = np.linspace(-1, 1, 9)
+        for angle in 1.42 * np.sign(fan) * np.abs(fan) ** 0.75 + rng.normal(0, 0.1, 9):
             _grow(rng, twigs, anatomy.hilum(side), sign=SIGN[side], angle=float(angle), width=0.0105)
     thick = frame.stroke([(np.array(path), width) for path, width in twigs if width > 0.0045])
     thin = frame.stroke([(np.array(path), width) for path, width in twigs if width <= 0.0045])

@@ -91,7 +91,7 @@ def develop(attenuation: Field, *, exposure: Exposure, rng: np.random.Generator)
     # Quanta behind an attenuation A number exp(-kA): the logarithm's noise grows as exp(kA/2) (Poisson).
     noise = exposure.noise * np.exp(1.1 * (film - 1)) + exposure.grain
     film = film + noise * rng.standard_normal(film.shape, dtype=np.float32)
-    bottom, top = 0.02, 1.16
+    bottom, top = 0.02, 1.22
     tone = np.clip((film - bottom) / (top - bottom), 0, 1) ** exposure.gamma
     tone = exposure.low + (exposure.high - exposure.low) * tone
     return np.clip(_furnish(tone.astype(np.float32), exposure), 0, 1)

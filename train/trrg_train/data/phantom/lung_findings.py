@@ -25,7 +25,8 @@ def zone_point(scene: Scene, finding: Finding, rng: np.random.Generator, *, u: t
 def fill_air(scene: Scene, amount: Field, *, side: str = "") -> None:
     """Replace a share of the lung's air (0..1) by water: of one lung, or of both."""
     lungs = scene.lungs[side] if side else np.minimum(scene.lungs["left"] + scene.lungs["right"], 1)
-    scene.air *= 1 - np.clip(amount, 0, 1) * lungs
+    # Twice the mask: a soft lung edge must not keep a dark rim of air around what is full of water.
+    scene.air *= 1 - np.clip(amount, 0, 1) * np.minimum(2 * lungs, 1)
 
 
 def ball(scene: Scene, centre: Points, *, radii: tuple[float, float]) -> Field:
@@ -47,7 +48,7 @@ def draw_opacity(scene: Scene, finding: Finding, rng: np.random.Generator) -> Bo
     grow = {"small": 0.85, "moderate": 1.0, "large": 1.2}[finding.severity]
     radii = (0.115 * grow * rng.uniform(0.9, 1.1), 0.095 * grow * rng.uniform(0.9, 1.1))
     haze = smoothstep(ball(scene, centre, radii=radii), low=1.2, high=0.35)
-    haze *= 0.58 + 0.05 * scene.frame.clouds(rng, cells=(12,))
+    haze *= 0.66 + 0.05 * scene.frame.clouds(rng, cells=(12,))
     fill_air(scene, haze, side=finding.side)
     return around(scene, centre, radii=radii)
 
@@ -93,7 +94,7 @@ def _bronchi(scene: Scene, finding: Finding, rng: np.random.Generator, *, toward
 def draw_pneumonia(scene: Scene, finding: Finding, rng: np.random.Generator) -> Box:
     """Draw patches of several sizes with frayed borders, some run together, in one zone."""
     low, high = ZONES[finding.place]
-    count = {"small": 6, "moderate": 8, "large": 11}[finding.severity]
+    count = {"small": 7, "moderate": 9, "large": 12}[finding.severity]
     fray = scene.frame.clouds(rng, cells=(50, 100), falloff=0.7)
     total = np.zeros_like(scene.air)
     points = []
@@ -101,10 +102,11 @@ def draw_pneumonia(scene: Scene, finding: Finding, rng: np.random.Generator) -> 
         u, v = rng.uniform(0.15, 0.9), rng.uniform(low - 0.10, high + 0.10)
         centre = np.array(scene.anatomy.point(finding.side, u, v))
         radius = rng.uniform(0.020, 0.040)
-        patch = smoothstep(ball(scene, centre, radii=(radius * 1.15, radius)) + 0.22 * fray, low=1.5, high=0.3)
+        patch = smoothstep(ball(scene, centre, radii=(radius * 1.15, radius)) + 0.18 * fray, low=1.6, high=0.25)
         total = np.maximum(total, patch * np.float32(rng.uniform(0.6, 0.9)))
         points += [centre - radius, centre + radius]
-    fill_air(scene, total, side=finding.side)
+    veil = scene.frame.blur(np.minimum(total, 1), sigma=0.03)
+    fill_air(scene, np.maximum(total, 0.9 * veil), side=finding.side)
     return scene.frame.box(np.array(points))
 
 
@@ -135,17 +137,24 @@ def draw_atelectasis(scene: Scene, finding: Finding, rng: np.random.Generator) -
     plates = []
     count = {"small": 1, "moderate": 2, "large": 3}[finding.severity]
     for number in range(count):
-        v = 0.93 - 0.09 * number + rng.uniform(-0.015, 0.015)
-        slant = rng.uniform(-0.06, 0.06)
-        inner, outer = rng.uniform(0.12, 0.25), rng.uniform(0.75, 0.95)
-        stops = [anatomy.point(side, u, v + slant * (u - 0.5) * 2) for u in np.linspace(inner, outer, 5)]
-        plates.append((curve(stops), rng.uniform(0.011, 0.017)))
-    ink = scene.frame.blur(scene.frame.stroke(plates), sigma=0.0025)
+        v = 0.90 - 0.10 * number + rng.uniform(-0.015, 0.015)
+        inner = np.array(anatomy.point(side, rng.uniform(0.15, 0.25) + (0.15 if side == "left" else 0), v))
+        outer = np.array(anatomy.point(side, rng.uniform(0.80, 0.98), v + rng.uniform(-0.07, 0.02)))
+        bend = (inner + outer) / 2 + (0.0, rng.uniform(-0.008, 0.008))
+        path = curve([(float(x), float(y)) for x, y in (inner, bend, outer)])
+        plates.append(_lens(path, width=rng.uniform(0.017, 0.024)))
+    ink = scene.frame.blur(scene.frame.fill(*plates), sigma=0.003)
     fill_air(scene, 0.85 * ink, side=side)
     veil = scene.frame.blur(ink, sigma=0.025)
     fill_air(scene, 0.8 * veil, side=side)
     floor = np.array([anatomy.point(side, u, 1.0) for u in (0.1, 0.5, 0.9)])
-    return scene.frame.box(np.concatenate([path for path, _ in plates] + [floor]))
+    return scene.frame.box(np.concatenate([*plates, floor]))
+
+
+def _lens(path: Points, *, width: float) -> Points:
+    """Return the closed outline of a plate along a path: thick in its middle, running out at both ends."""
+    half = 0.5 * width * np.sqrt(np.sin(np.linspace(0, np.pi, len(path))))
+    return np.concatenate([path - np.outer(half, (0, 1)), (path + np.outer(half, (0, 1)))[::-1]])
 
 
 def draw_nodule(scene: Scene, finding: Finding, rng: np.random.Generator) -> Box:
@@ -165,8 +174,8 @@ def _draw_round(scene: Scene, finding: Finding, rng: np.random.Generator, *, mil
     centre = zone_point(scene, finding, rng, u=(0.38, 0.72))
     radii = (radius * rng.uniform(0.92, 1.08), radius * rng.uniform(0.92, 1.08))
     away = ball(scene, centre, radii=radii)
-    lobes = scene.frame.clouds(rng, cells=(int(0.7 / radius),)) * min(0.12, radius * 2)
-    rim = 0.08 if diameter > 30 else 0.16
+    lobes = scene.frame.clouds(rng, cells=(int(0.7 / radius),)) * min(0.15, radius * 2.5)
+    rim = 0.12 if diameter > 30 else 0.16
     solid = smoothstep(away + lobes, low=1 + rim, high=1 - rim)
     # A ball is thicker in its middle.
     thick = np.float32(0.68) + np.float32(0.22) * np.sqrt(np.clip(1 - away**2, 0, 1))

@@ -14,17 +14,17 @@ NORMAL_SHARE = 0.48
 WEIGHTS: dict[str, float] = {
     "cardiomegaly": 1.0,
     "widened mediastinum": 1.1,
-    "opacity": 0.8,
+    "opacity": 0.9,
     "consolidation": 1.1,
     "pneumonia": 1.1,
-    "edema": 0.9,
+    "edema": 1.35,
     "atelectasis": 1.1,
-    "nodule": 0.75,
-    "mass": 0.5,
-    "pneumothorax": 1.0,
-    "pleural effusion": 0.9,
+    "nodule": 0.7,
+    "mass": 0.55,
+    "pneumothorax": 0.8,
+    "pleural effusion": 0.8,
     "pleural thickening": 1.15,
-    "rib fracture": 1.1,
+    "rib fracture": 0.95,
 }
 """How often each kind is drawn, relative to the others, where no pattern of ``PATTERNS`` is followed."""
 
@@ -115,9 +115,9 @@ def _choose_kinds(rng: np.random.Generator) -> list[str]:
 def _place_all(kinds: list[str], rng: np.random.Generator) -> list[Finding]:
     """Give each kind a free place: what needs most room first; what finds none is left out."""
     order = (
+        "edema",
         "pneumothorax",
         "pleural effusion",
-        "edema",
         "atelectasis",
         "pleural thickening",
         "consolidation",
@@ -146,7 +146,7 @@ def _place(kind: str, room: _Room) -> Finding | None:
     if kind in {"cardiomegaly", "widened mediastinum"}:
         return Finding(kind, severity=_severity(rng))
     if kind == "edema":
-        taken = room.take([[(s, z) for s in SIDES for z in ZONES]])
+        taken = room.take([[(s, z) for s in SIDES for z in ("upper", "mid")]])
         return Finding(kind, "bilateral", "", _severity(rng)) if taken else None
     if kind in DEVICES:
         return Finding(kind, "" if kind in {"endotracheal tube", "nasogastric tube"} else side)
@@ -175,6 +175,9 @@ def _place_at_rim(kind: str, room: _Room) -> Finding | None:
         "pleural thickening": ("rim",),
     }[kind]
     taken = room.take([[(s, place) for place in needs] for s in SIDES])
+    if not taken and severity == "large" and kind == "pleural effusion":
+        severity = "moderate"
+        taken = room.take([[(s, place) for place in needs[:3]] for s in SIDES])
     if not taken:
         return None
     places = {"pneumothorax": "apex", "pleural effusion": "base", "atelectasis": "base"}

@@ -36,7 +36,7 @@ def _breaks(anatomy: Anatomy, finding: Finding, rng: np.random.Generator) -> tup
     """Choose two or three neighbouring ribs to break in a finding's zone."""
     first = {"upper": 2, "mid": 4, "lower": 6}[finding.place]
     step = rng.uniform(1.3, 1.7) * anatomy.rib_width
-    at = rng.uniform(0.4, 0.62)
+    at = rng.uniform(0.45, 0.68)
     return tuple(
         Break(finding.side, first + k, float(at + rng.uniform(-0.03, 0.03)), step)
         for k in range(int(rng.integers(2, 4)))
@@ -62,10 +62,10 @@ def draw_rib_fracture(scene: Scene, finding: Finding, rng: np.random.Generator) 
         if broken.side != finding.side:
             continue
         inner, outer = rib_pieces(anatomy, broken.side, broken.rib)
-        for end in (inner[-2:], outer[:2]):
-            ends.append((end, anatomy.rib_width * 1.5))
+        for end in (inner[-5:], outer[:5]):
+            ends.append((end, anatomy.rib_width * 1.45))
             points.append(end)
-    scene.density += 0.26 * frame.blur(frame.stroke(ends), sigma=0.002)
+    scene.density += 0.24 * frame.blur(frame.stroke(ends), sigma=0.0028)
     return frame.box(np.concatenate(points), margin=0.025)
 
 
@@ -73,35 +73,35 @@ def draw_pneumothorax(scene: Scene, finding: Finding, rng: np.random.Generator) 
     """Draw black air without vessels between the wall and a retracted lung with its thin pleural line."""
     frame, anatomy, side = scene.frame, scene.anatomy, finding.side
     gap = {"small": 0.15, "moderate": 0.26, "large": 0.48}[finding.severity] * rng.uniform(0.92, 1.1)
-    border = _retracted(anatomy, side, gap=gap)
-    closed = np.concatenate([border, _medial(anatomy, side)])
+    border, closed = _retracted(anatomy, side, gap=gap)
     inside = frame.blur(frame.fill(closed), sigma=0.0015)
     free = scene.lungs[side] * (1 - inside)
     seen = smoothstep(scene.air, low=0.25, high=0.6)
     scene.vessels *= 1 - free
     scene.air += seen * (free * 0.30 - 0.14 * gap / 0.3 * scene.lungs[side] * inside)
     line = frame.blur(frame.stroke([(border, 0.0065)]), sigma=0.0012)
-    scene.density += 0.22 * line * scene.lungs[side]
+    scene.density += 0.22 * line * seen * scene.lungs[side]
     outer = anatomy.lung(side)
     outer = outer[(np.abs(outer[:, 0]) > 0.06) & (outer[:, 1] <= border[:, 1].max())]
     return frame.box(np.concatenate([outer, border]) if len(outer) else border)
 
 
-def _medial(anatomy: Anatomy, side: str) -> Points:
-    """Return points beyond a lung's inner border from base to hilum, which close the outline of a collapsed lung."""
-    return np.array([[0.0, 0.95], [0.0, 0.42], [0.05, 0.36]]) * (SIGN[side], 1.0)
-
-
-def _retracted(anatomy: Anatomy, side: str, *, gap: float) -> Points:
-    """Return the outer border of the collapsed lung from its base to its apex, (N, 2)."""
+def _retracted(anatomy: Anatomy, side: str, *, gap: float) -> tuple[Points, Points]:
+    """Return the visible outer border of the retracted lung from base to apex, and its closed outline, each (N, 2)."""
+    if gap > 0.35:  # the whole lung has shrunk to a lump at the hilum
+        turn = np.linspace(0.5 * np.pi, -0.5 * np.pi, 50)
+        high = 0.34 - 0.25 * gap
+        lump = np.stack([0.04 + (0.20 - 0.15 * gap) * np.cos(turn) ** 0.8, 0.47 + high * np.sin(turn)], axis=1)
+        lump *= (SIGN[side], 1.0)
+        return lump, lump
     outline = anatomy.lung(side)[:60]  # the wall from base to apex
     root = np.array(anatomy.hilum(side))
     height = (outline[:, 1] - anatomy.apex_y) / (outline[0, 1] - anatomy.apex_y)
     # Air rises: the gap is widest at the apex of an upright patient and closes towards the base.
-    share = gap * (1.25 - 0.75 * height ** (1.3 if gap < 0.35 else 3.0))
-    if gap < 0.35:
-        share = share * np.clip((1 - height) / 0.3, 0, 1) ** 0.7
-    return np.asarray(root + (outline - root) * (1 - share)[:, None])
+    share = gap * (1.25 - 0.75 * height**1.3) * np.clip((1 - height) / 0.3, 0, 1) ** 0.7
+    border = np.asarray(root + (outline - root) * (1 - share)[:, None])
+    below = np.array([[0.0, border[-1, 1] + 0.02], [0.0, 1.0], [SIGN[side] * anatomy.half_width, 1.0]])
+    return border, np.concatenate([border, below])
 
 
 def draw_effusion(scene: Scene, finding: Finding, rng: np.random.Generator) -> Box:
@@ -127,7 +127,7 @@ def _draw_fluid(scene: Scene, side: str, *, severity: str, rng: np.random.Genera
     shape = np.concatenate([surface, [[SIGN[side] * floor[0], floor[1]], [0.0, floor[1]]]])
     water = frame.blur(frame.fill(shape), sigma=0.006)
     wet = water * scene.lungs[side]
-    scene.air *= 1 - 0.97 * wet
+    fill_air(scene, 0.97 * water, side=side)
     scene.density += 0.15 * wet * (1 - 0.8 * scene.heart)
     visible = surface[surface[:, 1] < anatomy.dome(x, side=side)]
     return frame.box(np.concatenate([visible, [[SIGN[side] * anatomy.half_width, floor[1] - 0.02]]]))
@@ -150,7 +150,8 @@ def draw_thickening(scene: Scene, finding: Finding, rng: np.random.Generator) ->
     inward = centre - part
     inward /= np.linalg.norm(inward, axis=1, keepdims=True)
     bumps = 1 + 0.25 * np.sin(np.linspace(0, rng.uniform(8, 16), len(part)) + rng.uniform(0, 6))
-    taper = np.clip(np.sin(np.linspace(0, np.pi, len(part))) * 3, 0, 1) if finding.place != "apex" else 1.0
+    run = np.linspace(0, 1, len(part))
+    taper = np.clip(run * 3 if finding.place == "apex" else np.sin(run * np.pi) * 3, 0, 1)
     inner = part + inward * (thick * bumps * taper)[:, None]
     band = frame.blur(frame.fill(np.concatenate([part - inward * 0.01, inner[::-1]])), sigma=0.002)
     fill_air(scene, 0.85 * band, side=side)
