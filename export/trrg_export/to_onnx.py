@@ -20,6 +20,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from transformers import PreTrainedModel
 
 from trrg_export.wrappers import ClueEncoderGraph, FusionGraph, VisionGraph
 from trrg_sdk.manifest import Axes, TensorSpec
@@ -215,9 +216,8 @@ def _example(spec: TensorSpec, sizes: Mapping[str, int] = _EXAMPLE) -> Tensor:
 def _use_exportable_attention(module: nn.Module) -> None:
     """Swin's shifted windows do not trace with the fused attention (facts: eager works, values are equal)."""
     for part in module.modules():
-        switch: Any = getattr(part, "set_attn_implementation", None)
-        if switch is not None and part.config.model_type in ("swin", "swinv2"):
-            switch("eager")
+        if isinstance(part, PreTrainedModel) and part.config.model_type in ("swin", "swinv2"):
+            part.set_attn_implementation("eager")
 
 
 def _proto(program: Any) -> onnx.ModelProto:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -18,7 +16,7 @@ pytest.importorskip("onnxruntime_genai")
 from onnx import numpy_helper  # noqa: E402 - after the checks that it is there
 
 from tests.export import tiny  # noqa: E402
-from trrg_export import build  # noqa: E402
+from trrg_export import build, describe  # noqa: E402
 from trrg_export.cli import main  # noqa: E402
 from trrg_export.parity import ParityError  # noqa: E402
 from trrg_sdk.bundle import Bundle  # noqa: E402
@@ -89,11 +87,15 @@ def test_model_card_holds_commands_figures_and_the_warning(fp32_bundle: Path) ->
 
 
 def test_a_second_build_gives_the_same_bytes(
-    fp32_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, traced: Traced
+    tiny_checkpoint: Path, tmp_path: Path, traced: Traced, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build.export_bundle(tiny_checkpoint, tmp_path / "again", build.ExportOptions())
-    ours, theirs = ((folder / "manifest.json").read_text() for folder in (fp32_bundle, tmp_path / "again"))
-    assert json.loads(ours) == json.loads(theirs)
+    """The traced graphs have a test of their own; the commit may change while this one runs."""
+    monkeypatch.setattr(describe, "code_version", lambda: "pinned")
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        build.export_bundle(tiny_checkpoint, folder, build.ExportOptions())
+    first, second = ((folder / "manifest.json").read_bytes() for folder in folders)
+    assert first == second
 
 
 def test_int8_is_smaller_and_agrees(fp32_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, traced: Traced) -> None:
@@ -101,7 +103,7 @@ def test_int8_is_smaller_and_agrees(fp32_bundle: Path, tiny_checkpoint: Path, tm
     assert main([str(tiny_checkpoint), "--out", str(out), "--int8"]) == 0
     manifest = Bundle.load(out).manifest
     assert {graph.precision for graph in manifest.graphs.values()} == {"int8"}
-    assert 0.98 <= float(str(manifest.parity["int8"]["label_agreement"]))
+    assert float(str(manifest.parity["int8"]["label_agreement"])) >= 0.98
     drift = manifest.parity["int8"]["graphs"]
     assert isinstance(drift, dict)
     assert 1e-5 < drift["vision"]["patch_joint"]["relative"] < 0.05, "nothing was quantized, or far too coarsely"
@@ -112,8 +114,9 @@ def test_int8_is_smaller_and_agrees(fp32_bundle: Path, tiny_checkpoint: Path, tm
 
 def _wrong_weight(graph: str, model: Any) -> None:
     if graph == "fusion":
-        tensor = next(t for t in model.graph.initializer if len(t.dims) == 2)
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.5), tensor.name))
+        for tensor in model.graph.initializer:
+            if len(tensor.dims) == 2:
+                tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
 
 
 def _wrong_name(graph: str, model: Any) -> None:
@@ -146,7 +149,7 @@ def test_every_failure_is_listed(tiny_checkpoint: Path, tmp_path: Path, traced: 
     with pytest.raises(ParityError) as caught:
         build.export_bundle(tiny_checkpoint, tmp_path / "bundle", build.ExportOptions())
     text = str(caught.value)
-    assert len(caught.value.failures) >= 2
+    assert len(caught.value.failures) >= 3  # unseen sizes, values, tokens
     assert all(failure in text for failure in caught.value.failures)
 
 
