@@ -91,6 +91,7 @@ IGNORED = """
     no|without change|increase|decrease|improvement|progression|worsening,
     not significantly|substantially|appreciably? changed|increased|decreased|progressed,
     not well|optimally|fully|completely|entirely seen|visualized|evaluated|demonstrated|included,
+    near|partial|incomplete complete? resolution of,
     nearly|almost|partially|incompletely completely? resolved|cleared, not yet? resolved|cleared,
     otherwise clear|normal|unremarkable, normal|abnormal variant, lung volumes|apices|bases, chest wall, heart rate,
     lung cancer, cardiac device"""
@@ -99,7 +100,7 @@ IGNORED = """
 SUBJECTS: Mapping[str, str] = {
     "heart": """
         heart, heart size|silhouette|contour(s)|shadow|border(s), cardiac silhouette|size|contour(s)|shadow,
-        cardiac silhouette size, size of the heart""",
+        cardiac silhouette size, size of the heart, cardiac""",
     "mediastinum": """
         superior? mediastinum, mediastinal,
         mediastinal contour(s)|silhouette(s)|shadow|structures|width|size|borders""",
@@ -158,7 +159,7 @@ CUES: Mapping[str, str] = {
     "deny": """
         no, not, without, free of|from, otherwise? clear of, negative for, absence|lack|resolution|clearing|removal of,
         neither, nor, never, rather than, denies, excludes, rules out, unlikely to represent|be,
-        not show|demonstrate|reveal""",
+        not show|demonstrate|reveal, neither lung shows?, w / o""",
     "deny before": """
         not clearly|definitely|currently|convincingly? seen|identified|present|visualized|evident|appreciated,
         not clearly|definitely|currently|convincingly? demonstrated|detected|noted|apparent|visible|suspected|found,
@@ -183,8 +184,10 @@ CUES: Mapping[str, str] = {
     "skip": """
         history of, h / o, evaluate|evaluation|assess|assessment|evaluated for, status post, indication,
         prior|previous|old pneumonia, sensitive for|in""",
-    "break": "but, however, although, though, except, other|apart|aside than|from, while, whereas, despite",
-    "join": "and, with, plus, as well as",
+    "break": """
+        but, however, although, though, except, other|apart|aside than|from, while, whereas, despite,
+        after, following""",
+    "join": "and, with, w /, plus, as well as",
     "or": "or, /, versus, vs, and / or",
     "there": "there is|are|remains|has|have, show(s), demonstrate(s), reveal(s)",
     "verb": "is, are, was, were, has, have, appear(s), remain(s), seen, noted, again",
@@ -201,7 +204,7 @@ STARTERS = frozenset(
     """
     a an the there small mild mildly moderate moderately minimal trace tiny left right bilateral bibasilar stable
     unchanged persistent low streaky patchy scattered increased worsening new subtle some interval probable possible
-    likely questionable chronic old healed severe lungs heart
+    likely questionable definite chronic old healed severe lungs heart
     """.split()
 )
 """Words that begin something new after a comma, "and" or "with", so that a denial before it ends."""

@@ -98,7 +98,10 @@ def label_sentence(sentence: str) -> dict[str, State]:
     """
     words = _TOKEN.findall(sentence.lower())
     items = _tag(words, rules.lexicon())
-    return _Scope(words, items).labels() if items else {}
+    labels = _Scope(words, items).labels() if items else {}
+    if labels and sentence.rstrip().endswith("?"):
+        return {name: "uncertain" if state == "present" else state for name, state in labels.items()}
+    return labels
 
 
 def label_report(text: str) -> dict[str, State]:
@@ -209,6 +212,7 @@ class _Scope:
         self.polarity: State | None = "present"  # None: what follows is not about the image
         self.segment = 0  # the first mention that a cue may reach back to
         self.pending: list[str] = []  # subjects that wait for their predicate
+        self.recalled: list[str] = []  # the last subjects, for "the lungs are large but clear"
         self.forward = ""  # a predicate that waits for its subject
         self.reach = 0  # the last word at which an unusual predicate still finds its subject
         self.verb = False
@@ -242,6 +246,7 @@ class _Scope:
             if before.state == "present":
                 before.state = state
         self.alternative = False
+        self.pending, self.recalled = [], []
         self.mentions.append(_Mention(item.value, state, item.kind))
 
     def subject(self, index: int, item: _Item) -> None:
@@ -262,12 +267,18 @@ class _Scope:
         if value == "borderline" and near == "mention":
             self.doubt(index, item)
         attributive = near == "subject" and before not in ("verb", "subject")
-        if self.pending and not attributive:
-            for subject in self.pending:
+        subjects = self.pending or (self.recalled if before in ("join", "break") else [])
+        if value == "normal" and before == "deny" and self.items[index - 1].end == item.start:
+            pass  # "not clear" says neither
+        elif subjects and not attributive:
+            for subject in subjects:
                 self._say(value, subject)
         else:
             self.forward, self.reach = value, item.end + 1
-        self.pending.clear()
+        self._forget_subjects()
+
+    def _forget_subjects(self) -> None:
+        self.recalled, self.pending = self.pending or self.recalled, []
 
     def _say(self, predicate: str, subject: str) -> None:
         """Note what a predicate says of a subject."""
@@ -336,7 +347,7 @@ class _Scope:
         """Nothing reaches over this word."""
         self.polarity, self.forward, self.verb, self.alternative = "present", "", False, False
         self.segment = len(self.mentions)
-        self.pending.clear()
+        self._forget_subjects()
 
     def join(self, index: int, item: _Item) -> None:
         """A list goes on, or something new begins."""
@@ -344,7 +355,7 @@ class _Scope:
             self.polarity = "present"
         if self.verb:
             self.segment, self.verb, self.forward = len(self.mentions), False, ""
-            self.pending.clear()
+            self._forget_subjects()
 
     def _ends_scope(self, index: int, item: _Item) -> bool:
         word = self.words[item.start]

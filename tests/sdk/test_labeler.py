@@ -119,6 +119,17 @@ The chest radiograph is normal. · NF+
 There is an acute cardiopulmonary abnormality. · NF-
 Cardiomegaly without acute cardiopulmonary disease. · CM+
 Degenerative changes of the spine. ·
+Cardiac, mediastinal and hilar contours are normal. · CM- ECM-
+No pneumothorax after chest tube placement. · PX- SD+
+The lungs are hyperinflated but clear. · LO- CO-
+The lungs are well expanded and clear. · LO- CO-
+The heart is unchanged and mildly enlarged. · CM+
+The lungs are not clear. ·
+Is there a pneumonia? · PN?
+Probable small right effusion and definite atelectasis. · PE? AT+
+Effusions w/ atelectasis w/o edema. · PE+ AT+ ED-
+Near complete resolution of the effusion. · PE+
+Neither lung shows consolidation. · CO-
 """.strip().splitlines()
 
 
