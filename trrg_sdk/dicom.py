@@ -53,7 +53,7 @@ _LATERAL = ("LATERAL", "LL", "RL", "LLO", "RLO", "LAO", "RAO", "LPO", "RPO")
 _MONTHS = {"Y": 12.0, "M": 1.0, "W": 12 / 52.1775, "D": 12 / 365.2425}  # PS3.5 6.2, VR AS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # arrays have no single truth value
 class Radiograph:
     """One decoded image and the elements that the SDK vouches for. The ``repr`` shows no identifier and no pixels.
 

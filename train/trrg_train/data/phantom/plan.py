@@ -22,7 +22,7 @@ WEIGHTS: dict[str, float] = {
     "nodule": 0.7,
     "mass": 0.55,
     "pneumothorax": 0.8,
-    "pleural effusion": 0.8,
+    "pleural effusion": 1.1,
     "pleural thickening": 1.15,
     "rib fracture": 0.95,
 }
@@ -45,7 +45,7 @@ PATTERNS: tuple[tuple[str, ...], ...] = (
 """Findings that come together in patients; a fifth to a third of the abnormal studies follow one."""
 
 PATTERN_SHARE = 0.3
-COUNT_SHARES = (0.34, 0.36, 0.22, 0.08)
+COUNT_SHARES = (0.38, 0.34, 0.20, 0.08)
 """How often an abnormal study that follows no pattern has one, two, three or four findings."""
 
 DEVICES: dict[str, float] = {
