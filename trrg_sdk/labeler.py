@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from trrg_sdk import label_rules as rules
+from trrg_sdk.report import State as State  # offered here too: it is what the labels are made of
 
 OBSERVATIONS: tuple[str, ...] = (
     "Enlarged Cardiomediastinum",
@@ -30,8 +31,6 @@ OBSERVATIONS: tuple[str, ...] = (
     "No Finding",
 )
 """The CheXpert set in the order that every array of 14 values has (design section 6)."""
-
-State = Literal["present", "absent", "uncertain"]
 
 NO_FINDING = "No Finding"
 _NOT_DISEASES = frozenset({NO_FINDING, "Support Devices"})
