@@ -119,7 +119,7 @@ def test_both_stages_learn_to_see_and_to_say(tmp_path, capsys):
     folder = tmp_path / "out" / "stage2"
     assert load_checkpoint(folder).parity_pixels().shape == (4, 1, 64, 64)
     capsys.readouterr()
-    assert main(["evaluate", str(folder), str(config), "--store"]) == 0
+    assert main(["evaluate", str(folder), str(config), "--store", str(folder)]) == 0
     figures = json.loads(capsys.readouterr().out)["toy"]
     assert figures["studies"] == 20
     assert figures["clue_auc"]["each"]["Pleural Effusion"]["auc"] > 0.95

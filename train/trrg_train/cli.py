@@ -32,7 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("config", type=Path, help="the TOML that names the data")
     evaluate.add_argument("--split", choices=("val", "test"), default="test", help="which held-out studies")
     evaluate.add_argument("--limit", type=int, default=0, help="at most so many studies a source; 0 means all")
-    evaluate.add_argument("--store", action="store_true", help="keep the figures in the checkpoint, for its model card")
+    evaluate.add_argument(
+        "--store", type=Path, metavar="CHECKPOINT", help="keep the figures in this checkpoint, for the model card"
+    )
     return parser
 
 

@@ -28,7 +28,7 @@ FORCED_HIGH, FORCED_LOW = 0.98, 0.02
 SHUFFLE_SEED = 7
 
 
-def evaluate_path(path: Path, config: RunConfig, *, split: str, limit: int | None, store: bool) -> str:
+def evaluate_path(path: Path, config: RunConfig, *, split: str, limit: int | None, store: Path | None) -> str:
     """Evaluate a checkpoint or a bundle on the configured sources.
 
     Args:
@@ -36,7 +36,7 @@ def evaluate_path(path: Path, config: RunConfig, *, split: str, limit: int | Non
         config: Names the sources.
         split: ``"val"`` or ``"test"``.
         limit: At most so many studies a source; None means all.
-        store: Keep the figures in the checkpoint's ``meta.json``.
+        store: Checkpoint that keeps the figures, so that its next export prints them on the model card.
 
     Returns:
         The figures as JSON text.
@@ -44,13 +44,14 @@ def evaluate_path(path: Path, config: RunConfig, *, split: str, limit: int | Non
     bundle = (path / "manifest.json").is_file()
     writer: Writer = BundleWriter(path) if bundle else CheckpointWriter(path, config.out / "cache")
     studies = [s for s in read_sources(config.sources) if s.split == split]
-    figures: dict[str, Any] = {"split": split}
+    measured = "the exported bundle in the runtime" if bundle else "the checkpoint in PyTorch"
+    figures: dict[str, Any] = {"split": split, "measured_on": measured}
     for source in config.sources:
         part = [s for s in studies if s.source == source.name][:limit]
         if part:
             figures[source.name] = evaluate(writer, part)
-    if store:
-        update_evaluation(path, figures)
+    if store is not None:
+        update_evaluation(store, figures)
     return json.dumps(figures, indent=1)
 
 

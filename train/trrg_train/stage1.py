@@ -50,6 +50,7 @@ class Stage1Batches:
             tokenizer: ``tokenizers.Tokenizer``.
         """
         self.max_length = config.model.max_text_length
+        self.studies = studies
         self.pixels = pixels
         self.sentences = [labelled_sentences(study.report) for study in studies]
         self.states = np.stack([report_states(study.labels) for study in studies])
@@ -153,20 +154,10 @@ def run_stage1(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
     corpus = [*(s.report for s in train), *ordered, config.model.instruction]
     tokenizer = train_tokenizer(corpus, vocab_size=config.stage1.vocab_size)
     perceiver = Perceiver(config.model, vocab_size=tokenizer.get_vocab_size())
-    indices = repeated(train, config.sources)
-    task = Stage1Task(
-        perceiver,
-        config.stage1,
-        prompts=tokenize(ordered, tokenizer, max_length=config.model.max_text_length),
-        balance=class_balance(label_matrix(train)[indices], limit=config.stage1.max_positive_weight),
-    )
-    trainer = Trainer(
-        model=task,
-        args=training_arguments(config.stage1.optim, config.out / "stage1-steps", seed=config.seed),
-        data_collator=Stage1Batches(train, cached_pixels(train, preprocess, config.out / "cache"), config, tokenizer),
-        train_dataset=Indices(indices),
-    )
-    trainer.train(resume_from_checkpoint=resume or None)
+    tokens = tokenize(ordered, tokenizer, max_length=config.model.max_text_length)
+    pixels = cached_pixels(train, preprocess, config.out / "cache")
+    batches = Stage1Batches(train, pixels, config, tokenizer)
+    _fit(perceiver, config, prompts=tokens, batches=batches, resume=resume)
     meta = CheckpointMeta(
         stage=1,
         clues=_calibrated(perceiver.eval(), bank, tokenizer, config, studies),
@@ -178,6 +169,20 @@ def run_stage1(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
     folder = config.out / "stage1"
     save_checkpoint(folder, model=perceiver, config=config.model, tokenizer=tokenizer, meta=meta)
     return folder
+
+
+def _fit(
+    perceiver: Perceiver, config: RunConfig, *, prompts: tuple[Tensor, Tensor], batches: Stage1Batches, resume: bool
+) -> None:
+    indices = repeated(batches.studies, config.sources)
+    balance = class_balance(batches.labels.numpy()[indices], limit=config.stage1.max_positive_weight)
+    trainer = Trainer(
+        model=Stage1Task(perceiver, config.stage1, prompts=prompts, balance=balance),
+        args=training_arguments(config.stage1.optim, config.out / "stage1-steps", seed=config.seed),
+        data_collator=batches,
+        train_dataset=Indices(indices),
+    )
+    trainer.train(resume_from_checkpoint=resume or None)
 
 
 def class_balance(labels: NDArray[np.float32], *, limit: float) -> Tensor:

@@ -56,7 +56,7 @@ def read_pixels(image: Path, preprocess: Preprocess) -> NDArray[np.float32]:
             raise UsageError(f"cannot read the image {image.name}: {error}") from error
         return preprocess.apply(plane)
     radiograph = dicom.load(image)
-    return preprocess.apply(radiograph.pixels, spacing_mm=radiograph.spacing_mm)
+    return preprocess.apply(radiograph.pixels, spacing_mm=radiograph.pixel_size)
 
 
 def _build(studies: Sequence[Study], preprocess: Preprocess, path: Path) -> None:

@@ -1,0 +1,70 @@
+"""What the embedded bundle must show, on phantoms of a seed that it was not trained on and on held-out real patients."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
+
+from trrg_sdk.labeler import OBSERVATIONS, label_report  # noqa: E402  # after the skip
+from trrg_train.data.annotation_json import read_annotation_json  # noqa: E402
+from trrg_train.data.labelled_images import read_labelled_images  # noqa: E402
+from trrg_train.data.phantom import write_dataset  # noqa: E402
+from trrg_train.data.study import label_matrix  # noqa: E402
+from trrg_train.evaluate import asserted, clue_auc, report_figures  # noqa: E402
+from trrg_train.writers import BundleWriter  # noqa: E402
+
+MINI = Path(__file__).parents[2] / "trrg_sdk" / "bundles" / "mini"
+SEED, COUNT = 90210, 120
+
+
+@pytest.fixture(scope="module")
+def writer():
+    return BundleWriter(MINI)
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_dataset(folder, count=COUNT, seed=SEED, size=320)
+    return read_annotation_json(folder, source="phantom")
+
+
+def test_reports_on_new_phantoms_are_right_and_listen_to_the_image(writer, phantoms):
+    written = writer.write(phantoms)
+    refused = [study.study_id for study, w in zip(phantoms, written, strict=True) if w is None]
+    assert len(refused) <= COUNT // 50, f"the gate refuses phantoms: {refused}"
+    kept = [(study, w) for study, w in zip(phantoms, written, strict=True) if w is not None]
+    labels = label_matrix([study for study, _ in kept]).astype(np.float64)
+    figures = report_figures(asserted([w.text for _, w in kept]), labels)
+    assert figures["macro_f1"] >= 0.85
+    assert figures["macro_f1_images_shuffled"] < figures["macro_f1"] / 2
+    views = np.array([study.view for study, _ in kept])
+    assert clue_auc(np.stack([w.probabilities for _, w in kept]), labels, views)["macro"] >= 0.95
+
+
+@pytest.mark.parametrize("name", [o for o in OBSERVATIONS if o != "No Finding"])
+def test_a_report_follows_a_forced_clue(writer, phantoms, name):
+    """Forced up it is asserted, forced down it is not: in at least five of six studies each."""
+    studies = phantoms[:6]
+    up = writer.write(studies, clue_scores={name: 0.98, "No Finding": 0.02})
+    down = writer.write(studies, clue_scores={name: 0.02})
+    assert sum(label_report(w.text).get(name) == "present" for w in up if w) >= 5
+    assert sum(label_report(w.text).get(name) != "present" for w in down if w) >= 5
+
+
+def test_clues_on_held_out_real_patients(writer, shared_data):
+    """NIH labels are mined from text and go with the view; the README gives the figures within AP and PA too."""
+    studies = read_labelled_images(shared_data / "images", source="nih", prefix="nih512/")
+    studies = [study for study in studies if study.split == "test"]
+    written = writer.write(studies)
+    kept = [(study, w) for study, w in zip(studies, written, strict=True) if w is not None]
+    assert len(kept) >= 0.99 * len(studies)
+    labels = label_matrix([study for study, _ in kept]).astype(np.float64)
+    views = np.array([study.view for study, _ in kept])
+    each = clue_auc(np.stack([w.probabilities for _, w in kept]), labels, views)["each"]
+    assert each["Pneumonia"]["auc"] >= 0.85
+    assert each["Pleural Effusion"]["auc"] >= 0.80
+    assert each["Edema"]["auc"] >= 0.85
