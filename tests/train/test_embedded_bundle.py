@@ -1,4 +1,4 @@
-"""What the embedded bundle must show, on phantoms of a seed that it was not trained on and on held-out real patients."""
+"""What the embedded bundle must show, on phantoms of a new seed and on real patients that it was not trained on."""
 
 from pathlib import Path
 
