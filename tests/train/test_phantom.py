@@ -215,3 +215,19 @@ def test_a_data_set_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> 
 def test_impossible_studies_are_refused(index: int, size: int) -> None:
     with pytest.raises(ValueError, match="index"):
         make_study(0, index, size=size)
+
+
+def test_the_example_study_is_a_phantom_that_anyone_can_render_again() -> None:
+    pydicom = pytest.importorskip("pydicom")
+    path = Path(__file__).resolve().parents[2] / "examples" / "data" / "phantom_pa.dcm"
+    assert path.stat().st_size <= 600_000
+    read = pydicom.dcmread(path)
+    _, seed, patient = str(read.PatientID).split("-")
+    index = int(read.StudyID)
+    assert patient_of(index) == int(patient)
+    study = make_study(int(seed), index, size=read.Rows)
+    assert [finding.kind for finding in study.findings] == ["pleural effusion"]
+    assert read.ViewPosition == study.view == "PA"
+    # Not byte for byte: another numpy may round a value in sixty thousand the other way.
+    apart = np.abs(read.pixel_array.astype(np.int64) - study.pixels)
+    assert np.median(apart) <= 2
