@@ -2,9 +2,11 @@
 
 A weight W becomes int8 Q and a float32 scale for each output channel, and the graph computes ``W = Cast(Q) * scale``
 first. ONNX Runtime folds that into a plain float32 weight when it opens the file, so nothing is slower than in fp32
-and activations lose nothing; the file is a quarter of the size. Measured on the mini model's vision encoder (AVX2):
-the same arithmetic as ``DequantizeLinear`` is not folded by default and halves the speed, and static int8
-activations (QDQ) were a fifth faster but doubled the error.
+and activations lose nothing; the file is a quarter of the size.
+
+Tried on a vision encoder of the mini size with random weights (one AVX2 core, interleaved runs, CPU time): fp32 8.5 ms,
+this form 8.4 ms, the same arithmetic as ``DequantizeLinear`` 10.9 ms because it is not folded by default, and static
+int8 activations (QDQ) 5.1 ms but with about twice the error.
 """
 
 from __future__ import annotations
