@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import pytest
 
@@ -237,6 +238,31 @@ def test_a_checkpoint_that_lacks_a_file_or_a_weight_is_refused(tiny_config, tmp_
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UsageError, match="tokenizer.json"):
         load_checkpoint(folder)
+
+
+def test_a_checkpoint_needs_no_other_folder(tiny_config, tmp_path):
+    tokenizer = train_tokenizer(["There is an effusion."], vocab_size=300)
+    vocab = tokenizer.get_vocab_size()
+    source = Trrg(tiny_config, vocab_size=vocab, prompt=Prompt((1,), (1,)))
+    parts = {
+        "llm": source.llm,
+        "vision": source.perceiver.vision.backbone,
+        "clue_encoder": source.perceiver.clue_encoder.encoder,
+    }
+    for name, part in parts.items():
+        part.save_pretrained(tmp_path / name)
+    config = dataclasses.replace(tiny_config, **{f"{name}_path": str(tmp_path / name) for name in parts})
+    model = Trrg(config, vocab_size=vocab, prompt=Prompt((1,), (1,)))
+    assert torch.equal(model.llm.lm_head.weight, source.llm.lm_head.weight)
+    meta = CheckpointMeta(stage=2, clues=(), preprocess=PREPROCESS, prefix_ids=(1,), suffix_ids=(1,))
+    save_checkpoint(tmp_path / "c", model=model, config=config, tokenizer=tokenizer, meta=meta)
+    for name in parts:
+        shutil.rmtree(tmp_path / name)
+    loaded = load_checkpoint(tmp_path / "c").trrg()
+    assert torch.equal(loaded.llm.lm_head.weight, source.llm.lm_head.weight)
+    assert not [
+        v for k, v in dataclasses.asdict(load_checkpoint(tmp_path / "c").config).items() if k.endswith("_path") and v
+    ]
 
 
 def test_prompts_of_the_bank_are_embedded_in_order(tiny_config):

@@ -115,6 +115,7 @@ def save_checkpoint(
     if isinstance(model, Trrg):
         model.llm = merge_adapters(model.llm)
         config = dataclasses.replace(config, lora_rank=0)
+    config = _self_contained(config, model)
     save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, aside / "model.safetensors")
     (aside / "config.json").write_text(config.to_json(), encoding="utf-8")
     tokenizer.save(str(aside / "tokenizer.json"))
@@ -136,7 +137,6 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     if missing:
         raise UsageError(f"{folder} is no TRRG checkpoint: it lacks {', '.join(missing)}")
     config = ModelConfig.from_mapping(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    # Weights come from model.safetensors, so no other local folder is needed any more.
     meta = _read_meta(folder)
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     vocab_size = tokenizer.get_vocab_size()
@@ -157,6 +157,19 @@ def update_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
     aside = path.with_suffix(".writing")
     aside.write_text(json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8")
     aside.replace(path)
+
+
+def _self_contained(config: ModelConfig, model: nn.Module) -> ModelConfig:
+    """Replace local folders by the configurations found there: the weights are in the checkpoint now."""
+    perceiver = model.perceiver if isinstance(model, Trrg) else model
+    parts: dict[str, Any] = {"llm": getattr(model, "llm", None)}
+    if isinstance(perceiver, Perceiver):
+        parts |= {"vision": perceiver.vision.backbone, "clue_encoder": perceiver.clue_encoder.encoder}
+    changes: dict[str, Any] = {}
+    for name, part in parts.items():
+        if getattr(config, f"{name}_path") and part is not None:
+            changes |= {name: json.loads(part.config.to_json_string()), f"{name}_path": ""}
+    return dataclasses.replace(config, **changes)
 
 
 def _read_meta(folder: Path) -> CheckpointMeta:
