@@ -22,7 +22,10 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 # Written in two parts so that this file does not find itself.
 MACHINE_PATHS = tuple("/" + name for name in ("work/", "farm/", "opt/wheels", "opt/pypi", "tmp/", "home/", "root/"))
-REGISTRY_HOSTS = ("pythonhosted" + ".org", "deb.debian" + ".org", "registry.npmjs" + ".org", "pypi" + ".org/simple")
+REGISTRY_HOSTS = tuple(
+    "".join(parts)
+    for parts in (("python", "hosted.org"), ("deb.", "debian.org"), ("registry.", "npmjs.org"), ("pypi", ".org/simple"))
+)
 
 
 def shell_lines(text: str) -> Iterator[str]:
@@ -116,7 +119,7 @@ def tracked_files() -> list[Path]:
 
 def test_no_machine_path_and_no_registry_host() -> None:
     """Binary files too: an exporter may write the paths of the sources into an ONNX graph."""
-    # A path starts after a quote, a blank, "=" and the like; "../work/" and "a/work/" are no machine paths.
+    # A path starts after a quote, a blank, "=" and the like; a folder of the same name further inside is none.
     machine = re.compile(rb"(?<![\w.\-/])(?:" + b"|".join(re.escape(p.encode()) for p in MACHINE_PATHS) + rb")\w")
     hosts = re.compile(b"|".join(re.escape(host.encode()) for host in REGISTRY_HOSTS))
     found = []

@@ -158,7 +158,7 @@ def run_stage2(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
 
 
 def instruction_prompt(instruction: str, tokenizer: Any) -> Prompt:
-    """Token ids before the visual tokens (start token, instruction) and after the clue tokens (none yet)."""
+    """Start token and instruction before the visual tokens; a second start token after the clues begins the report."""
     return Prompt((BOS_ID, *tokenizer.encode(instruction).ids), (BOS_ID,))
 
 
