@@ -1,8 +1,13 @@
-"""What the frozen encoders say of the training studies, computed once."""
+"""What the frozen encoders say of the training studies, computed once and kept on disk."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,9 +16,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trrg_train.augment import augment
+from trrg_train.data.array_file import create_array, open_array
 from trrg_train.models.checkpoint import Checkpoint
 
+log = logging.getLogger(__name__)
+
 BATCH = 64
+SAVE_EVERY = 8
+PROGRESS_FILE = "progress.json"
 
 
 @dataclass(frozen=True)
@@ -39,29 +49,48 @@ class Encodings:
         return patches, patch_joint, global_joint
 
 
-@torch.no_grad()
-def encode_studies(
-    checkpoint: Checkpoint, embedded: tuple[Tensor, Tensor], pixels: NDArray[np.float16], *, views: int, seed: int
+NAMES = tuple(field.name for field in fields(Encodings))
+
+
+@dataclass(frozen=True)
+class Views:
+    """Each study as it is and in ``count - 1`` augmented versions, which ``seed`` fixes."""
+
+    count: int
+    seed: int
+
+
+def cached_encodings(
+    checkpoint: Checkpoint, embedded: tuple[Tensor, Tensor], pixels: NDArray[np.float16], *, views: Views, cache: Path
 ) -> Encodings:
-    """Encode each study as it is and in ``views - 1`` augmented versions.
+    """Encode all studies, or read what an earlier run encoded.
+
+    A folder in the cache belongs to one content of encoder, clues, pixels and views. It is written beside its name and
+    renamed when it is complete; a killed run goes on where it was.
 
     Args:
         checkpoint: Its perceiver is used.
         embedded: Positive and negative prompts, each (C, De).
         pixels: float16 (K, 1, S, S), preprocessed.
-        views: Versions of each study, 1 or more.
-        seed: Of the augmentation.
+        views: How many versions of each study.
+        cache: Folder of cached arrays.
+
+    Returns:
+        Read-only memory maps.
+
+    Raises:
+        UsageError: The disk has not enough space.
     """
-    generator = torch.Generator().manual_seed(seed)
-    per_view = []
-    for view in range(views):
-        chunks = []
-        for start in tqdm(range(0, len(pixels), BATCH), desc=f"encoding view {view + 1}/{views}", mininterval=5.0):
-            chunk = torch.from_numpy(pixels[start : start + BATCH].astype(np.float32))
-            chunks.append(_encode(checkpoint, embedded, augment(chunk, generator) if view else chunk))
-        per_view.append([np.concatenate(parts) for parts in zip(*chunks, strict=True)])
-    patches, patch_joint, global_joint, gate_logits = (np.stack(parts) for parts in zip(*per_view, strict=True))
-    return Encodings(patches, patch_joint, global_joint, gate_logits)
+    folder = cache / f"encodings-{_key(checkpoint, embedded, pixels, views)}"
+    if folder.is_dir():
+        log.info("the encodings of this encoder and these images are there: %s", folder.name)
+    else:
+        aside = folder.with_name(folder.name + ".writing")
+        aside.mkdir(parents=True, exist_ok=True)
+        _build(aside, checkpoint, embedded, pixels, views)
+        (aside / PROGRESS_FILE).unlink()
+        aside.rename(folder)
+    return Encodings(**{name: open_array(folder / f"{name}.npy") for name in NAMES})
 
 
 def gate_logits(checkpoint: Checkpoint, logits: Tensor) -> Tensor:
@@ -71,11 +100,80 @@ def gate_logits(checkpoint: Checkpoint, logits: Tensor) -> Tensor:
     return logits * scale + offset - torch.logit(torch.tensor([c.threshold for c in clues]))
 
 
-def _encode(
+def encode_batch(
     checkpoint: Checkpoint, embedded: tuple[Tensor, Tensor], pixels: Tensor
-) -> tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.float16], NDArray[np.float32]]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Patches (B, N, Dv), ``patch_joint`` (B, N, De), ``global_joint`` (B, De), gate logits (B, C); all float32."""
     perceiver = checkpoint.perceiver()
-    patches, patch_joint, global_joint = perceiver.encode_images(pixels)
-    logits, _ = perceiver.perception(patch_joint, global_joint, *embedded)
-    halves = (patches.half().numpy(), patch_joint.half().numpy(), global_joint.half().numpy())
-    return (*halves, gate_logits(checkpoint, logits).numpy())
+    encoded = perceiver.encode_images(pixels)
+    logits, _ = perceiver.perception(*encoded[1:], *embedded)
+    return (*encoded, gate_logits(checkpoint, logits))
+
+
+def _key(checkpoint: Checkpoint, embedded: tuple[Tensor, Tensor], pixels: NDArray[np.float16], views: Views) -> str:
+    """Hash of everything that the encodings depend on."""
+    digest = hashlib.sha256(json.dumps([views.count, views.seed, BATCH, pixels.shape]).encode())
+    for name, weight in sorted(checkpoint.perceiver().state_dict().items()):
+        digest.update(name.encode() + weight.contiguous().numpy().tobytes())
+    clues = [(c.scale, c.offset, c.threshold) for c in checkpoint.meta.clues]
+    for array in (*(e.numpy() for e in embedded), np.array(clues)):
+        digest.update(array.tobytes())
+    for start in range(0, len(pixels), BATCH):
+        digest.update(pixels[start : start + BATCH].tobytes())
+    return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def _build(
+    folder: Path, checkpoint: Checkpoint, embedded: tuple[Tensor, Tensor], pixels: NDArray[np.float16], views: Views
+) -> None:
+    done, arrays = _opened(folder, checkpoint, len(pixels), views)
+    chunks = list(_chunks(len(pixels), views))
+    progress = tqdm(chunks[done:], initial=done, total=len(chunks), desc="encoding images", mininterval=5.0)
+    for index, (view, start) in enumerate(progress, start=done):
+        rows = slice(start, start + BATCH)
+        chunk = torch.from_numpy(pixels[rows].astype(np.float32))
+        if view:
+            chunk = augment(chunk, _generator(views.seed, view, start))
+        for array, encoded in zip(arrays, encode_batch(checkpoint, embedded, chunk), strict=True):
+            array[view, rows] = encoded.numpy()
+        if index % SAVE_EVERY == SAVE_EVERY - 1:
+            _save_progress(folder, arrays, index + 1)
+    _save_progress(folder, arrays, len(chunks))
+
+
+def _chunks(studies: int, views: Views) -> Iterator[tuple[int, int]]:
+    """View and first study of each batch, in the order in which they are encoded."""
+    return ((view, start) for view in range(views.count) for start in range(0, studies, BATCH))
+
+
+def _generator(*seeds: int) -> torch.Generator:
+    """Randomness of one batch, the same whether or not the run was interrupted before it."""
+    state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def _opened(
+    folder: Path, checkpoint: Checkpoint, studies: int, views: Views
+) -> tuple[int, tuple[NDArray[np.float16] | NDArray[np.float32], ...]]:
+    """How many batches are on disk, and the arrays in the order of :class:`Encodings`."""
+    progress = folder / PROGRESS_FILE
+    if progress.is_file():
+        maps = tuple(np.lib.format.open_memmap(folder / f"{name}.npy", mode="r+") for name in NAMES)
+        return int(json.loads(progress.read_text())), maps
+    config, width = checkpoint.config, checkpoint.perceiver().vision.width
+    sizes = ((config.patches, width), (config.patches, config.joint_dim), (config.joint_dim,))
+    shapes = [*((size, np.float16) for size in sizes), ((len(checkpoint.meta.clues),), np.float32)]
+    return 0, tuple(
+        create_array(folder / f"{name}.npy", dtype=dtype, shape=(views.count, studies, *size))
+        for name, (size, dtype) in zip(NAMES, shapes, strict=True)
+    )
+
+
+def _save_progress(folder: Path, arrays: tuple[NDArray[np.float16] | NDArray[np.float32], ...], batches: int) -> None:
+    for array in arrays:
+        if isinstance(array, np.memmap):
+            array.flush()
+    aside = folder / (PROGRESS_FILE + ".writing")
+    aside.write_text(json.dumps(batches))
+    aside.replace(folder / PROGRESS_FILE)

@@ -19,7 +19,7 @@ from trrg_train.config import RunConfig, Stage2Config
 from trrg_train.data.pixels import cached_pixels
 from trrg_train.data.sources import read_sources, repeated
 from trrg_train.data.study import Study, label_matrix
-from trrg_train.encodings import Encodings, encode_studies
+from trrg_train.encodings import Encodings, Views, cached_encodings
 from trrg_train.models.checkpoint import Checkpoint, CheckpointMeta, load_checkpoint, save_checkpoint
 from trrg_train.models.clue_bank import BankedClue, clue_inputs, embed_bank
 from trrg_train.models.fusion import ClueInputs
@@ -145,7 +145,8 @@ def run_stage2(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
             first.meta.clues, first.perceiver(), first.tokenizer, max_length=config.model.max_text_length
         )
     pixels = cached_pixels(train, first.preprocess, config.out / "cache")
-    encodings = encode_studies(first, embedded, pixels, views=config.stage2.views, seed=config.seed)
+    views = Views(config.stage2.views, config.seed)
+    encodings = cached_encodings(first, embedded, pixels, views=views, cache=config.out / "cache")
     model = _model(config, first)
     trainer = Trainer(
         model=Stage2Task(model, first.meta.clues, embedded),

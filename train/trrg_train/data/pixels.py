@@ -16,6 +16,7 @@ from tqdm import tqdm
 from trrg_sdk import dicom
 from trrg_sdk.errors import UsageError
 from trrg_sdk.preprocess import Preprocess
+from trrg_train.data.array_file import create_array, open_array
 from trrg_train.data.study import Study
 
 WORKERS = 2
@@ -37,8 +38,7 @@ def cached_pixels(studies: Sequence[Study], preprocess: Preprocess, cache: Path)
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
         _build(studies, preprocess, path)
-    loaded: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return loaded
+    return open_array(path)
 
 
 def read_pixels(image: Path, preprocess: Preprocess) -> NDArray[np.float32]:
@@ -62,14 +62,13 @@ def read_pixels(image: Path, preprocess: Preprocess) -> NDArray[np.float32]:
 def _build(studies: Sequence[Study], preprocess: Preprocess, path: Path) -> None:
     aside = path.with_name(path.name + ".writing")
     shape = (len(studies), preprocess.channels, preprocess.size, preprocess.size)
-    array = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float16, shape=shape)
+    array = create_array(aside, dtype=np.float16, shape=shape)
     jobs = [(study.image, preprocess) for study in studies]
     with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
         done = pool.imap(_read_job, jobs, chunksize=16)
         for row, pixels in enumerate(tqdm(done, total=len(jobs), desc="reading images", mininterval=5.0)):
             array[row] = pixels
-    array.flush()
-    del array
+    del array  # writes what is left
     aside.rename(path)
 
 
