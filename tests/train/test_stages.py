@@ -131,22 +131,6 @@ def test_both_stages_learn_to_see_and_to_say(tmp_path, capsys):
     assert [c.split()[1] for c in meta.commands] == ["stage1", "stage2"]
 
 
-@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
-def test_a_run_resumes_from_its_last_saved_step(tmp_path):
-    data = tmp_path / "data"
-    data.mkdir()
-    make_data(data)
-    assert main(["stage1", str(write_config(tmp_path, data, epochs=2))]) == 0
-    steps = sorted(p.name for p in (tmp_path / "out" / "stage1-steps").iterdir())
-    assert steps == ["checkpoint-10", "checkpoint-12"]
-    assert main(["stage1", str(write_config(tmp_path, data, epochs=3)), "--resume"]) == 0
-    state = json.loads((tmp_path / "out" / "stage1-steps" / "checkpoint-18" / "trainer_state.json").read_text())
-    assert state["global_step"] == 18
-    # From the start again, step 10 would have been written anew in the place of step 12.
-    steps = sorted(p.name for p in (tmp_path / "out" / "stage1-steps").iterdir())
-    assert steps == ["checkpoint-12", "checkpoint-18"]
-
-
 def test_stage_2_without_stage_1_says_so(tmp_path, capsys):
     data = tmp_path / "data"
     data.mkdir()

@@ -47,6 +47,7 @@ class OptimConfig:
         weight_decay: Of AdamW.
         warmup_steps: Linear.
         save_steps: A resumable checkpoint every so many steps.
+        logging_steps: An entry in the log every so many steps.
     """
 
     epochs: float
@@ -55,6 +56,7 @@ class OptimConfig:
     weight_decay: float = 0.05
     warmup_steps: int = 100
     save_steps: int = 200
+    logging_steps: int = 20
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import Trainer
 
 from trrg_sdk.labeler import OBSERVATIONS
 from trrg_sdk.preprocess import Preprocess
@@ -24,13 +22,14 @@ from trrg_train.data.pixels import cached_pixels
 from trrg_train.data.sentences import SentenceSampler, labelled_sentences, relations, report_states
 from trrg_train.data.sources import read_sources, repeated
 from trrg_train.data.study import Study, label_matrix
+from trrg_train.draws import Draw, Draws, batch_random
 from trrg_train.losses import prompt_contrast, sentence_contrast
 from trrg_train.metrics import auc, macro
 from trrg_train.models.checkpoint import CheckpointMeta, save_checkpoint
 from trrg_train.models.clue_bank import BankedClue, embed_bank, tokenize
 from trrg_train.models.perceiver import Perceiver
 from trrg_train.models.tokenizer import train_tokenizer
-from trrg_train.trainer import training_arguments
+from trrg_train.trainer import STUDIES_KEY, fit, training_arguments
 
 log = logging.getLogger(__name__)
 
@@ -58,22 +57,24 @@ class Stage1Batches:
         self.text_tokenizer = tokenizer  # not "tokenizer": Trainer would save it its own way
         stage = config.stage1
         self.sampler = SentenceSampler(assertion_ratio=stage.assertion_ratio, count=stage.sentences_per_study)
-        self.rng = np.random.default_rng(config.seed)
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.seed = config.seed
 
-    def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Make a batch of studies, given by index."""
-        drawn = [(row, s) for row, i in enumerate(indices) for s in self.sampler.draw(self.sentences[i], self.rng)]
+    def __call__(self, draws: Sequence[Draw]) -> dict[str, Any]:
+        """Make a batch."""
+        rng, generator = batch_random(draws, seed=self.seed)
+        indices = [draw.study for draw in draws]
+        drawn = [(row, s) for row, i in enumerate(indices) for s in self.sampler.draw(self.sentences[i], rng)]
         owner = np.array([row for row, _ in drawn], dtype=np.int64)
         states = np.stack([sentence.states for _, sentence in drawn])
         ids, mask = tokenize([s.text for _, s in drawn], self.text_tokenizer, max_length=self.max_length)
         plain = torch.from_numpy(np.stack([self.pixels[i] for i in indices]).astype(np.float32))
         return {
-            "pixels": augment(plain, self.generator),
+            STUDIES_KEY: [self.studies[i].study_id for i in indices],
+            "pixels": augment(plain, generator),
             "sentence_ids": ids,
             "sentence_mask": mask,
-            "relation": torch.from_numpy(relations(self.states[list(indices)], states, owner)),
-            "labels": self.labels[list(indices)],
+            "relation": torch.from_numpy(relations(self.states[indices], states, owner)),
+            "labels": self.labels[indices],
         }
 
 
@@ -101,7 +102,7 @@ class Stage1Task(nn.Module):
     def forward(
         self, pixels: Tensor, sentence_ids: Tensor, sentence_mask: Tensor, relation: Tensor, labels: Tensor
     ) -> dict[str, Tensor]:
-        """Compute both contrasts; keys ``loss``, ``logits`` (B, C)."""
+        """Compute both contrasts; keys ``loss``, ``prompt_loss``, ``contrast_loss``, ``logits`` (B, C)."""
         _, patch_joint, global_joint = self.perceiver.encode_images(pixels)
         sentences = self.perceiver.encode_texts(sentence_ids, sentence_mask)
         prompts_ids, prompts_mask = self.get_buffer("prompt_ids"), self.get_buffer("prompt_mask")
@@ -115,23 +116,8 @@ class Stage1Task(nn.Module):
             hard_negative_weight=self.settings.hard_negative_weight,
         )
         prompt = prompt_contrast(logits, labels, positive_weight=self.get_buffer("balance"))
-        return {"loss": prompt + self.settings.contrast_weight * contrast, "logits": logits}
-
-
-class Indices(Dataset[int]):
-    """A dataset of study indices; the collator does the rest, batch-wise."""
-
-    def __init__(self, indices: Sequence[int]) -> None:
-        """Hold the indices."""
-        self.indices = indices
-
-    def __len__(self) -> int:
-        """Count."""
-        return len(self.indices)
-
-    def __getitem__(self, item: int) -> int:
-        """Return an index."""
-        return self.indices[item]
+        loss = prompt + self.settings.contrast_weight * contrast
+        return {"loss": loss, "prompt_loss": prompt, "contrast_loss": contrast, "logits": logits}
 
 
 def run_stage1(config: RunConfig, *, commands: tuple[str, ...], resume: bool = False) -> Path:
@@ -176,13 +162,14 @@ def _fit(
 ) -> None:
     indices = repeated(batches.studies, config.sources)
     balance = class_balance(batches.labels.numpy()[indices], limit=config.stage1.max_positive_weight)
-    trainer = Trainer(
-        model=Stage1Task(perceiver, config.stage1, prompts=prompts, balance=balance),
-        args=training_arguments(config.stage1.optim, config.out / "stage1-steps", seed=config.seed),
-        data_collator=batches,
-        train_dataset=Indices(indices),
+    optim = config.stage1.optim
+    fit(
+        Stage1Task(perceiver, config.stage1, prompts=prompts, balance=balance),
+        Draws(indices, epochs=optim.epochs, seed=config.seed),
+        batches,
+        arguments=training_arguments(optim, config.out / "stage1-steps", seed=config.seed),
+        resume=resume,
     )
-    trainer.train(resume_from_checkpoint=resume or None)
 
 
 def class_balance(labels: NDArray[np.float32], *, limit: float) -> Tensor:

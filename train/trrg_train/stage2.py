@@ -12,21 +12,20 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import Trainer
 
 from trrg_sdk.errors import UsageError
 from trrg_train.config import RunConfig, Stage2Config
 from trrg_train.data.pixels import cached_pixels
 from trrg_train.data.sources import read_sources, repeated
 from trrg_train.data.study import Study, label_matrix
+from trrg_train.draws import Draw, Draws, batch_random
 from trrg_train.encodings import Encodings, Views, cached_encodings
 from trrg_train.models.checkpoint import Checkpoint, CheckpointMeta, load_checkpoint, save_checkpoint
 from trrg_train.models.clue_bank import BankedClue, clue_inputs, embed_bank
 from trrg_train.models.fusion import ClueInputs
 from trrg_train.models.tokenizer import BOS_ID, EOS_ID, pad_batch
 from trrg_train.models.trrg import EncodedImages, Prompt, Trrg
-from trrg_train.stage1 import Indices
-from trrg_train.trainer import training_arguments
+from trrg_train.trainer import STUDIES_KEY, fit, training_arguments
 
 log = logging.getLogger(__name__)
 
@@ -56,32 +55,37 @@ class Stage2Batches:
             raise UsageError(
                 f"{len(too_long)} reports are longer than max_new_tokens = {config.max_new_tokens}, first {too_long[0]}"
             )
+        self.study_ids = [study.study_id for study in studies]
         self.labels = label_matrix(studies)
-        self.rng = np.random.default_rng(seed)
+        self.seed = seed
 
-    def __call__(self, indices: Sequence[int]) -> dict[str, Any]:
-        """Make a batch of studies, given by index."""
-        reports = np.array(indices)
+    def __call__(self, draws: Sequence[Draw]) -> dict[str, Any]:
+        """Make a batch."""
+        rng, _ = batch_random(draws, seed=self.seed)
+        reports = np.array([draw.study for draw in draws])
         labels = self.labels[reports]
-        swapped = self.rng.random(len(reports)) < self.config.clue_swap
-        images = np.where(swapped, self.rng.integers(len(self.labels), size=len(reports)), reports)
-        views = self.rng.integers(self.config.views, size=len(reports))
-        forced = np.where(np.nan_to_num(labels) > 0.5, self._uniform(FORCED_PRESENT, labels), 0.0)
-        forced += np.where(np.nan_to_num(labels) > 0.5, 0.0, self._uniform(FORCED_ABSENT, labels))
+        swapped = rng.random(len(reports)) < self.config.clue_swap
+        images = np.where(swapped, rng.integers(len(self.labels), size=len(reports)), reports)
+        views = rng.integers(self.config.views, size=len(reports))
+        forced = forced_scores(labels, rng)
         gate_logits = self.encodings.gate_logits[views, images]
-        noise = self.rng.normal(scale=self.config.gate_noise, size=gate_logits.shape)
+        noise = rng.normal(scale=self.config.gate_noise, size=gate_logits.shape)
         perceived = 1.0 / (1.0 + np.exp(-(gate_logits + noise)))
         override = np.where(swapped[:, None], forced, perceived).astype(np.float32)
-        ids, mask = pad_batch([self.reports[i] for i in indices], max_length=self.config.max_new_tokens)
+        ids, mask = pad_batch([self.reports[i] for i in reports], max_length=self.config.max_new_tokens)
         return {
+            STUDIES_KEY: [self.study_ids[i] for i in reports],
             "images": self.encodings.batch(views, images),
             "override": torch.from_numpy(override),
             "report": (ids, mask),
             "labels": torch.from_numpy(labels),
         }
 
-    def _uniform(self, limits: tuple[float, float], like: NDArray[np.float32]) -> NDArray[np.float64]:
-        return self.rng.uniform(*limits, size=like.shape)
+
+def forced_scores(labels: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Clue scores (B, C) that say what the labels (B, C) say: high where present, low where absent or not known."""
+    high, low = (rng.uniform(*limits, size=labels.shape) for limits in (FORCED_PRESENT, FORCED_ABSENT))
+    return np.where(np.nan_to_num(labels) > 0.5, high, low)
 
 
 class Stage2Task(nn.Module):
@@ -148,13 +152,14 @@ def run_stage2(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
     views = Views(config.stage2.views, config.seed)
     encodings = cached_encodings(first, embedded, pixels, views=views, cache=config.out / "cache")
     model = _model(config, first)
-    trainer = Trainer(
-        model=Stage2Task(model, first.meta.clues, embedded),
-        args=training_arguments(config.stage2.optim, config.out / "stage2-steps", seed=config.seed),
-        data_collator=Stage2Batches(train, encodings, config.stage2, first.tokenizer, seed=config.seed),
-        train_dataset=Indices(repeated(train, config.sources)),
+    optim = config.stage2.optim
+    fit(
+        Stage2Task(model, first.meta.clues, embedded),
+        Draws(repeated(train, config.sources), epochs=optim.epochs, seed=config.seed),
+        Stage2Batches(train, encodings, config.stage2, first.tokenizer, seed=config.seed),
+        arguments=training_arguments(optim, config.out / "stage2-steps", seed=config.seed),
+        resume=resume,
     )
-    trainer.train(resume_from_checkpoint=resume or None)
     return _save(model, config, first, studies, (*first.meta.commands, *commands))
 
 

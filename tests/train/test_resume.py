@@ -1,0 +1,140 @@
+"""A run that is killed goes on as if nothing had happened; one that cannot go on says why."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+from test_stages import make_data, write_config  # noqa: E402  # after the skip
+
+from trrg_sdk.errors import UsageError  # noqa: E402
+from trrg_train.cli import main  # noqa: E402
+from trrg_train.draws import Draws, batch_random  # noqa: E402
+from trrg_train.stage1 import Stage1Task  # noqa: E402
+from trrg_train.trainer import disk_is_full, last_complete  # noqa: E402
+
+
+@pytest.fixture
+def run(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    make_data(data)
+
+    def make(name, epochs=5):
+        (tmp_path / name).mkdir()
+        config = write_config(tmp_path / name, data, epochs=epochs)
+        config.write_text(config.read_text().replace("save_steps = 10", "save_steps = 10\nlogging_steps = 1"))
+        return config
+
+    return make
+
+
+def losses(config, stage):
+    steps = config.parent / "out" / f"{stage}-steps"
+    state = json.loads((last_complete(steps) / "trainer_state.json").read_text())
+    return {entry["step"]: entry["loss"] for entry in state["log_history"] if "loss" in entry}
+
+
+def killed(config, stage, *, after):
+    """Start a stage in a process of its own and kill it when it has saved the step ``after`` and gone on."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trrg_train.cli", stage, str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    mark = config.parent / "out" / f"{stage}-steps" / f"checkpoint-{after}" / "complete"
+    while not mark.is_file():
+        assert process.poll() is None, process.stderr.read().decode()[-2000:]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+def test_a_killed_and_resumed_run_has_the_losses_of_an_uninterrupted_one(run):
+    whole, broken = run("whole"), run("broken")
+    for stage in ("stage1", "stage2"):
+        assert main([stage, str(whole)]) == 0
+        killed(broken, stage, after=10)
+        half = broken.parent / "out" / f"{stage}-steps" / "checkpoint-17"
+        half.mkdir()
+        (half / "model.safetensors").write_bytes(b"half")
+        assert main([stage, str(broken), "--resume"]) == 0
+        assert not half.exists(), "a step that was not written to its end is never loaded"
+        expected = losses(whole, stage)
+        assert sorted(expected) == list(range(1, 31))
+        assert losses(broken, stage) == pytest.approx(expected, abs=2e-4), "logs hold four digits"
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+def test_a_loss_that_is_no_number_ends_the_run_and_names_the_studies(run, monkeypatch, capsys):
+    forward, calls = Stage1Task.forward, []
+
+    def broken_in_step_3(self, **batch):
+        calls.append(1)
+        outputs = forward(self, **batch)
+        return {**outputs, "loss": outputs["loss"] * float("nan")} if len(calls) == 3 else outputs
+
+    monkeypatch.setattr(Stage1Task, "forward", broken_in_step_3)
+    assert main(["stage1", str(run("nan"))]) == UsageError.exit_code
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "the loss is nan in step 3" in message
+    named = message.partition("the studies ")[2].partition(".")[0].split(", ")
+    assert len(named) == 8
+    assert all(name[0] == "s" and int(name[1:]) < 48 for name in named)
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+def test_a_full_disk_keeps_the_last_good_step(run, monkeypatch, capsys):
+    config, save, calls = run("full"), torch.save, []
+
+    def full_at_the_second_step(*args, **kwargs):
+        calls.append(1)
+        if len(list((config.parent / "out" / "stage1-steps").iterdir())) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full_at_the_second_step)
+    assert main(["stage1", str(config)]) == UsageError.exit_code
+    assert "is full; checkpoint-10 is complete and whole" in capsys.readouterr().err
+    monkeypatch.setattr(torch, "save", save)
+    assert main(["stage1", str(config), "--resume"]) == 0
+    assert sorted(losses(config, "stage1")) == list(range(1, 31))
+
+
+def test_what_a_full_disk_looks_like():
+    assert disk_is_full(OSError(errno.ENOSPC, "x"))
+    assert disk_is_full(RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"))
+    assert not disk_is_full(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not disk_is_full(OSError(errno.EACCES, "Permission denied"))
+
+
+def test_each_epoch_draws_every_study_as_often_as_it_stands_there():
+    draws = Draws([4, 7, 7, 9], epochs=2.5, seed=1)
+    studies = [draws[k].study for k in range(len(draws))]
+    assert len(studies) == 10
+    assert sorted(studies[:4]) == sorted(studies[4:8]) == [4, 7, 7, 9]
+    assert [draws[k].number for k in range(10)] == list(range(10))
+    assert studies == [d.study for d in (Draws([4, 7, 7, 9], epochs=2.5, seed=1)[k] for k in range(10))]
+    assert any(Draws(range(40), epochs=1, seed=s)[0] != Draws(range(40), epochs=1, seed=1)[0] for s in range(2, 9))
+
+
+def test_the_randomness_of_a_batch_belongs_to_its_first_draw():
+    draws = Draws(range(8), epochs=1, seed=1)
+
+    def numbers(first, seed):
+        rng, generator = batch_random([draws[first], draws[first + 1]], seed=seed)
+        return np.array([rng.random(), torch.rand((), generator=generator).item()])
+
+    np.testing.assert_array_equal(numbers(2, 5), numbers(2, 5))
+    assert (numbers(2, 5) != numbers(4, 5)).all()
+    assert (numbers(2, 5) != numbers(2, 6)).all()

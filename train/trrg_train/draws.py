@@ -1,0 +1,59 @@
+"""Which studies are drawn in which order, and the randomness that belongs to each draw.
+
+Everything random about a batch follows from the seed and from the numbers of its draws, so that a run that was killed
+and resumed, or that is spread over several processes, sees what an uninterrupted one sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+
+class Draw(NamedTuple):
+    """One study, drawn once.
+
+    Attributes:
+        study: Index of the study.
+        number: How many draws came before this one in the whole run.
+    """
+
+    study: int
+    number: int
+
+
+class Draws(Dataset[Draw]):
+    """All draws of a run, in order: each epoch is a new permutation of the studies, repeats included."""
+
+    def __init__(self, studies: Sequence[int], *, epochs: float, seed: int) -> None:
+        """Lay down the order.
+
+        Args:
+            studies: Indices of one epoch.
+            epochs: Passes over them; the last may be a part.
+            seed: Of the permutations.
+        """
+        count = round(epochs * len(studies))
+        order = np.array(studies, dtype=np.int64)
+        passes = -(-count // len(order))
+        rows = [np.random.default_rng([seed, epoch]).permutation(order) for epoch in range(passes)]
+        self.order = np.concatenate(rows)[:count]
+
+    def __len__(self) -> int:
+        """Count of the whole run."""
+        return len(self.order)
+
+    def __getitem__(self, item: int) -> Draw:
+        """Return a draw."""
+        return Draw(int(self.order[item]), item)
+
+
+def batch_random(draws: Sequence[Draw], *, seed: int) -> tuple[np.random.Generator, torch.Generator]:
+    """Randomness of one batch, from the seed and the number of its first draw."""
+    state = np.random.SeedSequence([seed, draws[0].number])
+    own = int(state.generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return np.random.default_rng(state), torch.Generator().manual_seed(own)
