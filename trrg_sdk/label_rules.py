@@ -11,24 +11,28 @@ choices are our own:
   congestion alone is not.
 - "lungs are clear" denies Lung Opacity and Consolidation, "pleural spaces are clear" Pleural Effusion and
   Pneumothorax, "bones are intact" Fracture.
-- A bare "effusion" is pleural. A heart "at the upper limits of normal" is not enlarged, a "borderline" one is
-  uncertain.
+- A bare "effusion" is pleural. A heart "at the upper limits of normal" is not enlarged, a "borderline heart size" is
+  uncertain; "borderline cardiomegaly" names the disease, with a degree, and is present.
+- "possible", "probable", "likely", "may", "suggests" are all uncertain, "consistent with" and "compatible with" assert.
+  "A versus B" makes both uncertain, also where one is not of the 14; "A or B" only where both are: "atelectasis or
+  scarring" and "opacity/atelectasis" give one finding two names.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 MENTIONS: Mapping[str, str] = {
     "Enlarged Cardiomediastinum": """
         mediastinal widening|enlargement|prominence, widening|enlargement of the? mediastinum,
         widening|enlargement of the? mediastinal contour(s)|silhouette|shadow, cardiomediastinal enlargement""",
     "Cardiomegaly": """
-        cardiomegaly, cardiac|heart enlargement, increased heart|cardiac size, increase in heart|cardiac size,
-        enlargement of the? heart, enlargement of the? cardiac silhouette|shadow|contour(s),
+        borderline? cardiomegaly, borderline? cardiac|heart enlargement, increased heart|cardiac size,
+        increase in heart|cardiac size, increase in size of the? heart|cardiac silhouette?,
+        enlargement of|in the? heart, enlargement of|in the? cardiac silhouette|shadow|contour(s),
         cardiac silhouette enlargement""",
     "Lung Opacity": """
         opacity, opacities, opacification(s), opacified, infiltrate(s), infiltration(s),
@@ -39,12 +43,16 @@ MENTIONS: Mapping[str, str] = {
         masslike|mass opacity|opacification|density, mass like opacity|opacification|density, lesion(s), neoplasm(s),
         tumor(s), carcinoma, metastasis, metastases""",
     "Edema": "edema, heart|cardiac failure, cardiac decompensation, chf",
-    "Consolidation": "consolidation(s), consolidative opacity|opacities|process|changes, consolidated",
+    "Consolidation": """
+        consolidation(s), consolidative airspace? opacity|opacities|process|changes?, consolidated, consolidating""",
     "Pneumonia": """
-        pneumonia(s), bronchopneumonia, pneumonitis, infection, infectious process|disease|etiology|infiltrate(s)""",
+        pneumonia(s), bronchopneumonia, pneumonitis, infection,
+        infectious process|processes|disease|etiology|infiltrate(s),
+        infectious and|or|/ inflammatory process|processes|disease|etiology|etiologies""",
     "Atelectasis": "atelectasis, atelectases, atelectatic, collapse, lobe|lobar|lung|segmental collapse",
-    "Pneumothorax": "pneumothorax, pneumothoraces, pneumothoraxes, hydropneumothorax, ptx",
-    "Pleural Effusion": "effusion(s), pleural effusion(s)|fluid, hydropneumothorax, hemothorax, empyema",
+    "Pneumothorax": "pneumothorax, pneumothoraces, pneumothoraxes, hydropneumothorax, hemopneumothorax, ptx",
+    "Pleural Effusion": """
+        effusion(s), pleural effusion(s)|fluid, hydropneumothorax, hemopneumothorax, hemothorax, empyema""",
     "Pleural Other": """
         pleural thickening(s)|plaque(s)|plaquing|scarring|fibrosis|calcification(s)|mass|masses|abnormality,
         pleural parenchymal scarring, pleuroparenchymal scarring, thickening of the? pleura|fissure(s),
@@ -54,12 +62,18 @@ MENTIONS: Mapping[str, str] = {
         pacemaker(s)|pacer(s)|icd|aicd|defibrillator(s)|pacing, pacemaker lead(s)|wire(s)|battery, catheter(s),
         central venous? line(s)|catheter(s), jugular|subclavian|ij|picc|port line(s)|catheter(s), picc(s),
         line(s) and|or|/ tube(s), tube(s), chest tube(s),
-        endotracheal|nasogastric|enteric|orogastric|feeding|tracheostomy|thoracostomy tube(s),
+        endotracheal|nasogastric|enteric|orogastric|feeding|tracheostomy|thoracostomy tube(s), ett, tracheostomy,
         support|medical device(s), support apparatus, portacath, mediport, port a cath, chest|infusion port, drain(s),
-        lead(s), stent(s), prosthetic|mechanical|artificial|replacement valve(s), valve replacement|prosthesis,
-        swan ganz catheter?, stimulator""",
+        lead(s), stent(s), prosthetic|mechanical|artificial|replacement aortic|mitral|heart? valve(s),
+        valve replacement|prosthesis, swan ganz catheter?, stimulator""",
 }
 """Observation → phrases that name it."""
+
+OTHER = """
+    scar(s), scarring, fibrosis, fibrotic change(s), granuloma(s), artifact(s), nipple shadow(s), emphysema, copd,
+    bronchovascular|vascular? crowding, contusion(s), hemorrhage, aspiration, inflammation, malignancy, tuberculosis,
+    lymph node(s), vessel(s), bronchitis, bronchiolitis, eventration, hernia, fat pad(s), summation, prominence"""
+"""What is none of the 14 but stands beside them in lists and alternatives."""
 
 DENY_ONLY: Mapping[str, str] = {
     "Fracture": """
@@ -73,10 +87,11 @@ DENY_ONLY: Mapping[str, str] = {
 ABNORMALITY = """
     acute|active radiographic|visible|visualized|radiographically? cardiopulmonary|cardiothoracic|intrathoracic
         abnormality|abnormalities|disease|process|processes|finding(s)|pathology|disorder,
-    acute|active radiographic|visible|visualized|radiographically? thoracic|chest?
+    acute|active|significant radiographic|visible|visualized|radiographically? thoracic|chest|pulmonary|lung?
         abnormality|abnormalities|disease|process|processes|finding(s)|pathology|disorder,
     acute|active heart|cardiac or|and|/ lung|pulmonary abnormality|abnormalities|disease|process|finding(s),
-    cardiopulmonary abnormality|abnormalities|disease|process|finding(s)|pathology, abnormality of the chest"""
+    cardiopulmonary abnormality|abnormalities|disease|process|finding(s)|pathology,
+    abnormality of the chest, abnormal chest|study|examination"""
 """Denied they call the study normal (No Finding present), asserted abnormal (No Finding absent)."""
 
 IGNORED = """
@@ -84,14 +99,15 @@ IGNORED = """
     mediastinal|hilar|bony|bone|osseous|lytic|sclerotic|blastic|breast|rib|vertebral|thyroid mass|masses|lesion(s),
     bony|bone|osseous destructive|metastatic lesion(s), lytic or|and|/ blastic|sclerotic lesion(s),
     destructive lesion(s), aggressive lesion(s), vertebral|disc|disk|compression body? collapse, mass effect,
-    granulomatous infection, prior|previous|old|remote|healed infection, signs|symptoms of infection, leads to,
+    granulomatous|histoplasmosis|tuberculosis|tuberculous|tb infection, signs|symptoms of infection, leads to,
+    prior|previous|old|remote|healed granulomatous|histoplasmosis|tuberculous|fungal? infection|pneumonia,
+    prior|previous|old|remote|healed pulmonary|lung infection,
+    sequela|sequelae|residua of prior|previous|old|remote? infection|pneumonia, old|prior|previous empyema, not without,
     lead(s) projected|projecting|overlie|overlying, monitor|monitoring lead(s),
     ekg|ecg|eeg|cardiac|telemetry monitor|monitoring? lead(s), hiatal|hiatus hernia, nodular prominence,
-    no|without significant|interval|definite|appreciable|acute|substantial? interval|significant? change(s),
-    no|without change|increase|decrease|improvement|progression|worsening,
     not significantly|substantially|appreciably? changed|increased|decreased|progressed,
     not well|optimally|fully|completely|entirely seen|visualized|evaluated|demonstrated|included,
-    near|partial|incomplete complete? resolution of,
+    near|partial|incomplete|almost complete? resolution|clearing|clearance of,
     nearly|almost|partially|incompletely completely? resolved|cleared, not yet? resolved|cleared,
     otherwise clear|normal|unremarkable, normal|abnormal variant, lung volumes|apices|bases, chest wall, heart rate,
     lung cancer, cardiac device"""
@@ -147,9 +163,10 @@ PREDICATES: Mapping[str, str] = {
         upper limits|limit of? normal, upper|top|high normal""",
     "enlarged": """
         enlarged, widened, enlargement, enlarging, widening, increased in size, is|are|appears|remains large,
-        slightly|mildly|moderately|markedly large""",
+        slightly|mildly|moderately|markedly large, size xxxx? large, borderline enlarged|enlargement,
+        is|are|appears|remains mildly|slightly|moderately|markedly? increased""",
     "borderline": """
-        borderline, borderline enlarged|enlargement|prominent|large|size|normal, slightly|mildly prominent, prominent,
+        borderline, borderline prominent|large|size|normal, slightly|mildly prominent, prominent,
         upper limits of? normal or|to slightly|mildly? enlarged|large""",
     "neutral": "stable, unchanged, obscured, tortuous, similar, calcified, not changed",
 }
@@ -157,38 +174,48 @@ PREDICATES: Mapping[str, str] = {
 
 CUES: Mapping[str, str] = {
     "deny": """
-        no, not, without, free of|from, otherwise? clear of, negative for, absence|lack|resolution|clearing|removal of,
-        neither, nor, never, rather than, denies, excludes, rules out, unlikely to represent|be,
+        no, not, nothing, without, free of|from, otherwise? clear of, negative for,
+        absence|lack|resolution|clearing|clearance|removal of, neither, nor, never, rather than, denies, excludes,
+        rules out, unlikely to represent|be,
         not show|demonstrate|reveal, neither lung shows?, w / o""",
     "deny before": """
         not clearly|definitely|currently|convincingly? seen|identified|present|visualized|evident|appreciated,
         not clearly|definitely|currently|convincingly? demonstrated|detected|noted|apparent|visible|suspected|found,
         no longer clearly? seen|identified|present|visualized|evident|appreciated|demonstrated|visible|apparent,
         has|have completely|since|now|also? resolved|cleared, resolved, is|are absent, ruled out, is|are excluded,
-        removed, unlikely, less likely""",
+        removed, is|are unlikely|less likely""",
+    "deny last": "unlikely, less likely",
     "doubt": """
         may, maybe, might, could, would, possible, possibly, possibility of, probable, probably, presumed, presumably,
         perhaps, likely, suspicious, suspicion, suspected, suspect, concern, concerning, worrisome, suggest(s),
-        suggested, suggesting, suggestive, suggestion, questionable, question, questioned, equivocal, favor(s),
-        favored, favoring, if, potential, potentially, consider, considered""",
+        suggested, suggesting, suggestive, suggestion, doubtful, questionable, question, questioned, equivocal,
+        favor(s), favored, favoring, if, potential, potentially, consider, considered,
+        in the appropriate|correct|proper|right clinical setting|context which|this|it? may|might|could|would""",
     "doubt surely": """
         cannot|can't completely|entirely? exclude, can not completely|entirely? exclude,
         not completely|entirely? exclude, difficult|hard to completely|entirely? exclude, could not exclude,
-        to exclude, rule out, not ruled out""",
+        to exclude, rule out""",
     "doubt list": "differential, considerations include",
     "doubt before": """
         cannot|can't be completely|entirely|definitely? excluded, can|could not be completely|entirely? excluded,
-        not be? completely|entirely|definitely? excluded, not completely|entirely ruled out, cannot be ruled out,
+        not be? completely|entirely|definitely? excluded, not completely|entirely? ruled out, cannot be ruled out,
+        in the appropriate|correct|proper|right clinical setting|context, in the differential diagnosis?,
+        is|are a|an|another|also|the? consideration(s),
         difficult to completely|entirely? exclude, may|might|could also? be present,
         is|are also? possible|questionable|likely|probable|suspected|questioned|considered|favored|equivocal""",
     "skip": """
         history of, h / o, evaluate|evaluation|assess|assessment|evaluated for, status post, indication,
-        prior|previous|old pneumonia, sensitive for|in""",
+        sensitive for|in, correlation|correlate clinically? for, clinical correlation, follow up of""",
     "break": """
         but, however, although, though, except, other|apart|aside than|from, while, whereas, despite,
         after, following""",
     "join": "and, with, w /, plus, as well as",
-    "or": "or, /, versus, vs, and / or",
+    "or": "or, and / or",
+    "versus": "versus, vs, more|less likely than",
+    "slash": "/",
+    "no change": """
+        no|without significant|interval|definite|appreciable|acute|substantial? interval|significant? change(s),
+        no|without change|increase|decrease|improvement|progression|worsening""",
     "there": "there is|are|remains|has|have, show(s), demonstrate(s), reveal(s)",
     "verb": "is, are, was, were, has, have, appear(s), remain(s), seen, noted, again",
 }
@@ -196,9 +223,17 @@ CUES: Mapping[str, str] = {
 
 ``deny``, ``doubt`` and ``skip`` reach forward over a list, the ``… before`` ones reach back; ``doubt surely`` wins
 over a denial ("cannot exclude"), ``doubt list`` reaches over commas; ``skip`` means that the image is not spoken of.
+``deny last`` and ``doubt before`` reach back over the last list only, ``deny before`` over the whole clause. ``no
+change`` denies nothing: what follows is there.
 """
 
 PUNCTUATION: Mapping[str, str] = {",": "join", ";": "break"}
+
+GOES_ON = frozenset({",", ";", "and", "but", "with", "without", "in", "since", "compared", "from"})
+"""What may follow "enlarged" where it is said of a subject further back ("unchanged and mildly enlarged since")."""
+
+LINKS: Mapping[str, str] = {",": ",", "with": "with", "w": "with"}
+"""How a "join" ties two findings; every other one makes a list. What reaches back over a list stops elsewhere."""
 
 STARTERS = frozenset(
     """
@@ -244,13 +279,49 @@ def lexicon() -> Node:
     tables += [("predicate", value, listed) for value, listed in PREDICATES.items()]
     tables += [("deny only", value, listed) for value, listed in DENY_ONLY.items()]
     tables += [("mention", value, listed) for value, listed in MENTIONS.items()]
-    tables += [("abnormality", "No Finding", ABNORMALITY), ("ignored", "", IGNORED)]
+    tables += [("abnormality", "No Finding", ABNORMALITY), ("ignored", "", IGNORED), ("other", "", OTHER)]
     for kind, value, listed in tables:
         for words in _phrases(listed):
             node = functools.reduce(lambda node, word: node.setdefault(word, {}), words, root)
             known = node.get("", ("", ()))
             several = known[1] if known[0] == kind and kind in ("mention", "deny only") else ()
-            node[""] = (kind, tuple(dict.fromkeys((*several, value))))
+            node[""] = (kind, () if kind == "other" else tuple(dict.fromkeys((*several, value))))
     for mark, kind in PUNCTUATION.items():
         root[mark] = {"": (kind, ("",))}
     return root
+
+
+class Item(NamedTuple):
+    """A phrase that was found: its kind, what it stands for, its first word and the word after it."""
+
+    kind: str
+    value: tuple[str, ...]
+    start: int
+    end: int
+
+
+def find_phrases(words: Sequence[str]) -> list[Item]:
+    """Find the phrases of the tables, left to right, the longest first, none overlapping.
+
+    Args:
+        words: Small letters; a comma, a semicolon and a slash are words of their own.
+
+    Returns:
+        In order.
+    """
+    tree, items = lexicon(), []
+    position, count = 0, len(words)
+    while position < count:
+        node = tree.get(words[position])
+        position += 1
+        if node is None:
+            continue
+        start, stop, best = position - 1, position, None
+        while node is not None:
+            if "" in node:
+                best, position = node[""], stop
+            node = node.get(words[stop]) if stop < count else None
+            stop += 1
+        if best is not None:
+            items.append(Item(best[0], best[1], start, position))
+    return items

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from trrg_sdk import label_rules as rules
+from trrg_sdk.label_rules import Item
 from trrg_sdk.report import State as State  # offered here too: it is what the labels are made of
 
 OBSERVATIONS: tuple[str, ...] = (
@@ -96,7 +97,7 @@ def label_sentence(sentence: str) -> dict[str, State]:
         Observation → state, only for what is mentioned.
     """
     words = _TOKEN.findall(sentence.lower())
-    items = _tag(words, rules.lexicon())
+    items = rules.find_phrases(words)
     labels = _Scope(words, items).labels() if items else {}
     if labels and sentence.rstrip().endswith("?"):
         return {name: "uncertain" if state == "present" else state for name, state in labels.items()}
@@ -162,48 +163,20 @@ def _merge(into: dict[str, State], states: Iterable[tuple[str, State]]) -> None:
             into[name] = state
 
 
-class _Item(NamedTuple):
-    """A phrase that was found: its kind, what it stands for, its first word and the word after it."""
-
-    kind: str
-    value: tuple[str, ...]
-    start: int
-    end: int
-
-
-def _tag(words: Sequence[str], lexicon: rules.Node) -> list[_Item]:
-    """Find the phrases, left to right, the longest first, none overlapping."""
-    items: list[_Item] = []
-    position, count = 0, len(words)
-    while position < count:
-        node = lexicon.get(words[position])
-        position += 1
-        if node is None:
-            continue
-        start, stop, best = position - 1, position, None
-        while node is not None:
-            if "" in node:
-                best, position = node[""], stop
-            node = node.get(words[stop]) if stop < count else None
-            stop += 1
-        if best is not None:
-            items.append(_Item(best[0], best[1], start, position))
-    return items
-
-
 @dataclass(slots=True)
 class _Mention:
     """Observations that were named together, and what holds of them so far."""
 
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # none where something is named that is not one of the 14
     state: State
     kind: str
+    link: str = ""  # what joins it to the mention before: "list", ",", "with" or nothing
 
 
 class _Scope:
     """Walks over the found phrases and carries denials and doubts along."""
 
-    def __init__(self, words: Sequence[str], items: Sequence[_Item]) -> None:
+    def __init__(self, words: Sequence[str], items: Sequence[Item]) -> None:
         """Walk over all items of one sentence."""
         self.words = words
         self.items = items
@@ -216,7 +189,9 @@ class _Scope:
         self.reach = 0  # the last word at which an unusual predicate still finds its subject
         self.verb = False
         self.listing = False  # a list of differential diagnoses: commas end nothing
-        self.alternative = False
+        self.steady = False  # "no change in": a list with "or" doubts nothing
+        self.alternative = ""  # "or" or "versus" where the next mention is an alternative to the last
+        self.link = ""  # what stands between the last mention and the next
         for index, item in enumerate(items):
             handle = _HANDLERS.get(item.kind)
             if handle is not None:
@@ -234,21 +209,23 @@ class _Scope:
             del merged[NO_FINDING]
         return merged
 
-    def mention(self, index: int, item: _Item) -> None:
+    def mention(self, index: int, item: Item) -> None:
         """An observation is named."""
         if self.polarity is None:
             return
         state = self.polarity
-        before = self.mentions[-1] if self.alternative and self.mentions else None
-        if before is not None and state == "present" and before.names != item.value:
+        before = self.mentions[-1] if self.alternative and self.mentions else _Mention((), state, item.kind)
+        # "scarring or atelectasis" gives one finding two names, so "or" needs two of ours; "versus" always doubts
+        exclude = self.alternative == "versus" or (before.names and item.value and before.names != item.value)
+        if exclude and state == "present":
             state = "uncertain"
-            if before.state == "present":
-                before.state = state
-        self.alternative = False
-        self.pending, self.recalled = [], []
-        self.mentions.append(_Mention(item.value, state, item.kind))
+            before.state = state if before.state == "present" else before.state
+        if item.value:
+            self.pending, self.recalled = [], []
+        self.mentions.append(_Mention(item.value, state, item.kind, self.link))
+        self.alternative = self.link = ""
 
-    def subject(self, index: int, item: _Item) -> None:
+    def subject(self, index: int, item: Item) -> None:
         """A body part is named; a predicate may stand before it."""
         if self.forward != "normal" and item.start > self.reach:
             self.forward = ""
@@ -257,7 +234,7 @@ class _Scope:
         else:
             self.pending.append(item.value[0])
 
-    def predicate(self, index: int, item: _Item) -> None:
+    def predicate(self, index: int, item: Item) -> None:
         """Something is normal, enlarged, borderline or neither: of the subjects before, else of those to come."""
         value = item.value[0]
         before = self.items[index - 1].kind if index else ""
@@ -266,7 +243,9 @@ class _Scope:
         if value == "borderline" and near == "mention":
             self.doubt(index, item)
         attributive = near == "subject" and before not in ("verb", "subject")
-        subjects = self.pending or (self.recalled if before in ("join", "break") else [])
+        after = self.words[item.end] if item.end < len(self.words) else ","
+        recalled = before in ("join", "break") and (value != "enlarged" or after in rules.GOES_ON)
+        subjects = self.pending or (self.recalled if recalled else [])
         if value == "normal" and before == "deny" and self.items[index - 1].end == item.start:
             pass  # "not clear" says neither
         elif subjects and not attributive:
@@ -292,71 +271,96 @@ class _Scope:
             state = "uncertain" if predicate == "borderline" and state == "present" else state
             self.mentions.append(_Mention(rules.WHEN_ENLARGED[subject], state, "mention"))
 
-    def deny(self, index: int, item: _Item) -> None:
+    def deny(self, index: int, item: Item) -> None:
         """What follows is denied."""
         self.polarity, self.forward = "absent", ""
 
-    def doubt(self, index: int, item: _Item) -> None:
+    def doubt(self, index: int, item: Item) -> None:
         """What follows is uncertain, unless it is denied already; as the last word, what stood before."""
         if item.end == len(self.words) and self.mentions:
-            self._reach_back("uncertain")
+            self._reach_back("uncertain", self._last_list())
         elif self.polarity == "present":
             self.polarity = "uncertain"
 
-    def doubt_surely(self, index: int, item: _Item) -> None:
+    def doubt_surely(self, index: int, item: Item) -> None:
         """What follows is uncertain, denied or not ("cannot exclude")."""
         self.polarity = "uncertain"
 
-    def doubt_list(self, index: int, item: _Item) -> None:
+    def doubt_list(self, index: int, item: Item) -> None:
         """What follows is uncertain to the end ("differential diagnosis includes")."""
         self.polarity, self.listing = "uncertain", True
 
-    def deny_before(self, index: int, item: _Item) -> None:
-        """What stood before is denied; at the beginning of a phrase, what follows ("resolved effusion")."""
-        opening = not index or self.items[index - 1].kind in ("join", "there")
+    def deny_before(self, index: int, item: Item) -> None:
+        """What stood before is denied; at the beginning of a phrase, what follows ("resolved effusion").
+
+        "deny last" denies only the list that stood last ("atelectasis, pneumonia less likely").
+        """
+        last = item.kind == "deny last"
+        opening = last or not index or self.items[index - 1].kind in ("join", "there")
         if opening and index + 1 < len(self.items) and self.items[index + 1].kind == "mention":
             self.deny(index, item)
         else:
-            self._reach_back("absent")
+            self._reach_back("absent", self._last_list() if last else self.mentions[self.segment :])
 
-    def doubt_before(self, index: int, item: _Item) -> None:
-        """What stood before is uncertain."""
-        self._reach_back("uncertain")
+    def doubt_before(self, index: int, item: Item) -> None:
+        """The list that stood last is uncertain; before any mention, all that follows."""
+        self.listing = self.listing or not self.mentions
+        self._reach_back("uncertain", self._last_list())
 
-    def _reach_back(self, state: State) -> None:
-        reached = self.mentions[self.segment :] or self.mentions[-1:]
+    def _last_list(self) -> list[_Mention]:
+        """The last mention and those that "and" or "or" tie to it; commas count once such a word closes the list."""
+        start, closed = len(self.mentions) - 1, False
+        while start > self.segment:
+            link = self.mentions[start].link
+            closed = closed or link == "list"
+            if not (link == "list" or (link == "," and closed)):
+                break
+            start -= 1
+        return self.mentions[max(start, 0) :]
+
+    def _reach_back(self, state: State, reached: list[_Mention]) -> None:
+        reached = reached or self.mentions[-1:]
         for mention in reached:
             mention.state = state
         if not reached:
             self.polarity = state
 
-    def skip(self, index: int, item: _Item) -> None:
+    def skip(self, index: int, item: Item) -> None:
         """What follows is history or a question, not the image."""
         self.polarity = None
 
-    def alternatives(self, index: int, item: _Item) -> None:
-        """What is named before and what comes next exclude each other."""
-        self.alternative = True
+    def alternatives(self, index: int, item: Item) -> None:
+        """What is named before and what comes next exclude each other; a slash gives one finding two names."""
+        self.link = "list"
+        if item.kind != "slash":
+            self.alternative = "" if self.steady else item.kind
+        if item.kind == "versus" and self.mentions and self.mentions[-1].state == "present":
+            self.mentions[-1].state = "uncertain"  # whatever it is weighed against
 
-    def verbs(self, index: int, item: _Item) -> None:
+    def verbs(self, index: int, item: Item) -> None:
         """A statement is complete up to here; after the next comma another may begin."""
         self.verb = True
 
-    def new_clause(self, index: int, item: _Item) -> None:
+    def no_change(self, index: int, item: Item) -> None:
+        """What follows is there, all of it."""
+        self.steady = True
+
+    def new_clause(self, index: int, item: Item) -> None:
         """Nothing reaches over this word."""
-        self.polarity, self.forward, self.verb, self.alternative = "present", "", False, False
+        self.polarity, self.forward, self.alternative, self.verb, self.steady = "present", "", "", False, False
         self.segment = len(self.mentions)
         self._forget_subjects()
 
-    def join(self, index: int, item: _Item) -> None:
+    def join(self, index: int, item: Item) -> None:
         """A list goes on, or something new begins."""
         if self.polarity != "present" and self._ends_scope(index, item):
             self.polarity = "present"
+        self.link = rules.LINKS.get(self.words[item.start], "list")
         if self.verb:
             self.segment, self.verb, self.forward = len(self.mentions), False, ""
             self._forget_subjects()
 
-    def _ends_scope(self, index: int, item: _Item) -> bool:
+    def _ends_scope(self, index: int, item: Item) -> bool:
         word = self.words[item.start]
         if self.polarity is None:
             return word != "and"
@@ -370,22 +374,27 @@ class _Scope:
         return new or (bool(rest) and rest[0] in rules.STARTERS)
 
 
-_HANDLERS: Mapping[str, Callable[[_Scope, int, _Item], None]] = {
+_HANDLERS: Mapping[str, Callable[[_Scope, int, Item], None]] = {
     "mention": _Scope.mention,
+    "other": _Scope.mention,
     "deny only": _Scope.mention,
     "abnormality": _Scope.mention,
     "subject": _Scope.subject,
     "predicate": _Scope.predicate,
     "deny": _Scope.deny,
     "deny before": _Scope.deny_before,
+    "deny last": _Scope.deny_before,
     "doubt": _Scope.doubt,
     "doubt surely": _Scope.doubt_surely,
     "doubt list": _Scope.doubt_list,
     "doubt before": _Scope.doubt_before,
     "skip": _Scope.skip,
+    "no change": _Scope.no_change,
     "break": _Scope.new_clause,
     "there": _Scope.new_clause,
     "join": _Scope.join,
     "or": _Scope.alternatives,
+    "versus": _Scope.alternatives,
+    "slash": _Scope.alternatives,
     "verb": _Scope.verbs,
 }

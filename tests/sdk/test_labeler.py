@@ -85,7 +85,7 @@ The heart is mildly enlarged. · CM+
 Mildly enlarged cardiac silhouette. · CM+
 The heart is at the upper limits of normal. · CM-
 Borderline heart size. · CM?
-Borderline cardiomegaly. · CM?
+Borderline cardiomegaly. · CM+
 Normal heart size and mediastinal contours. · CM- ECM-
 The heart size and mediastinal contours are within normal limits. · CM- ECM-
 The cardiomediastinal silhouette is unremarkable. · CM- ECM-
