@@ -22,7 +22,7 @@ def studies(tmp_path):
 
     return [
         study("a", "train", "No edema. Possible pneumonia.", {"Edema": False}),
-        study("b", "train", "Edema. Thoracic spine unremarkable.", {"Edema": True}),
+        study("b", "train", "Edema. Two views of the chest.", {"Edema": True}),
         study("c", "val", "no  EDEMA. Possible\npneumonia.", {"Edema": False}),
         study("d", "test", "Small effusion.", {"Pleural Effusion": True}),
         study("e", "test", "Normal chest.", {"No Finding": True}),

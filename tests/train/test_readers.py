@@ -15,6 +15,7 @@ from trrg_sdk.labeler import OBSERVATIONS
 from trrg_train.config import SourceConfig
 from trrg_train.data.annotation_json import read_annotation_json
 from trrg_train.data.dicom_folder import read_dicom_folder
+from trrg_train.data.labelled_images import read_labelled_images
 from trrg_train.data.mimic_cxr import read_mimic_cxr
 from trrg_train.data.rexrank import read_rexrank
 from trrg_train.data.sources import READERS, read_source, read_sources
@@ -95,9 +96,10 @@ def test_the_frontal_view_is_pa_then_ap():
 # annotation.json
 
 
-def test_the_iu_form_has_two_views_below_images_and_its_patient_in_the_id(tmp_path):
+@pytest.mark.parametrize("name", ["CXR1000_IM-0003-1001", "CXR1000_1_IM-0003"])
+def test_the_iu_form_has_two_views_below_images_and_its_patient_in_the_id(tmp_path, name):
     record = {
-        "id": "CXR1000_IM-0003-1001",
+        "id": name,
         "report": "No edema.",
         "image_path": ["CXR1000_IM-0003/0.png", "CXR1000_IM-0003/1.png"],
     }
@@ -194,7 +196,7 @@ def test_a_mimic_folder(tmp_path, caplog, suffix):
     with caplog.at_level(logging.INFO):
         first, second = read_mimic_cxr(tmp_path, source="mimic")
     folder = tmp_path / "files" / "p10" / "p10000032" / "s50414267"
-    assert (first.study_id, first.patient, first.split) == ("s50414267", "p10000032", "train")
+    assert (first.study_id, first.patient, first.split) == ("50414267", "10000032", "train")
     assert (first.image, first.view) == (folder / "d2.jpg", "PA")
     assert first.images == (folder / "d0.jpg", folder / "d1.jpg", folder / "d2.jpg")
     assert first.views == ("LATERAL", "AP", "PA")
@@ -203,7 +205,7 @@ def test_a_mimic_folder(tmp_path, caplog, suffix):
     assert first.labels == {"Pleural Effusion": True, "Edema": False}
     assert (second.split, second.view, second.labels) == ("val", "AP", {})
     assert "1 without a frontal image" in caplog.text
-    assert "p10000032" not in caplog.text
+    assert "10000032" not in caplog.text
 
 
 def test_a_mimic_report_that_says_nothing_of_the_image_is_left_out(tmp_path, caplog):
@@ -401,6 +403,24 @@ def test_a_file_that_is_no_dicom_is_refused(tmp_path):
         read_dicom_folder(tmp_path, source="clinic")
     with pytest.raises(UsageError, match="columns path and report"):
         read_dicom_folder(tmp_path / "none", source="clinic")
+
+
+def test_the_headers_of_real_files_are_read_without_a_word_of_them(tmp_path, shared_data):
+    files = sorted(path for path in (shared_data / "dicom").iterdir() if path.suffix != ".csv")
+    read = 0
+    for path in files:
+        write_csv(tmp_path / "reports.csv", ["path", "report"], [(path, "No edema.")])
+        try:
+            read += len(read_dicom_folder(tmp_path, source="real"))
+        except UsageError as refused:
+            assert "line 2" in str(refused)
+    assert read > len(files) / 2
+
+
+def test_labels_without_a_needed_column_are_refused(tmp_path):
+    write_csv(tmp_path / "labels.csv", ["file", "labels", "view"], [])
+    with pytest.raises(UsageError, match=r"labels\.csv, line 1: the column patient"):
+        read_labelled_images(tmp_path, source="s", prefix="")
 
 
 # The table of kinds

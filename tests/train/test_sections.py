@@ -67,6 +67,13 @@ def test_headings_within_a_line_begin_with_a_capital():
     assert extract_sections(text) == {"findings": "There are the following findings: a nodule, an effusion."}
 
 
+def test_what_is_headed_within_the_findings_belongs_to_them():
+    text = "FINDINGS:\n TUBES: Removed.\n LUNGS: Clear.\n IMPRESSION: Normal.\n SIGNED: nobody"
+    findings, impression = findings_and_impression(text)
+    assert findings == "TUBES: Removed.\n LUNGS: Clear."
+    assert impression == "Normal."
+
+
 def test_an_addendum_is_kept_apart():
     text = f"ADDENDUM: Discussed by telephone.\n{'_' * 40}\n{MIMIC}"
     sections = extract_sections(text)

@@ -19,7 +19,7 @@ from trrg_train.data.study import SPLITS, Study
 
 IMAGES = "images"
 
-_IU_ID = re.compile(r"(CXR\d+)_IM-[\d-]+")
+_IU_ID = re.compile(r"(CXR\d+)_(?:\d+_)?IM-[\d-]+")
 
 
 def read_annotation_json(folder: Path, *, source: str) -> list[Study]:

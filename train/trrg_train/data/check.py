@@ -83,12 +83,12 @@ class DatasetCheck:
         axes = figure.subplots(1, len(self.studies) + 1, squeeze=False)[0]
         for axis, (split, table) in zip(axes, self.balance.items(), strict=False):
             _stack(axis, list(table), list(zip(*table.values(), strict=True)), Balance._fields, (0, 2, 3))
-            axis.set_title(f"{split}: {self.studies[split]} studies")
+            axis.set_title(f"{split}: share of {self.studies[split]} studies")
         for axis in axes[1:-1]:
             axis.set_yticklabels([])
         counts = [[table[p] for table in self.polarity.values()] for p in POLARITIES]
         _stack(axes[-1], list(self.polarity), counts, POLARITIES, (0, 1, 2, 3))
-        axes[-1].set_title("sentences")
+        axes[-1].set_title("share of sentences")
         figure.savefig(path, dpi=120)
 
     def _counts(self) -> Iterator[str]:

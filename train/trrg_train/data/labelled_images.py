@@ -58,9 +58,13 @@ def read_labelled_images(folder: Path, *, source: str, prefix: str) -> list[Stud
     path = folder / "labels.csv"
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            rows = list(reader)
     except FileNotFoundError as error:
         raise UsageError(f"no labels.csv in {folder}") from error
+    missing = [name for name in ("file", "patient", "labels", "view") if name not in (reader.fieldnames or ())]
+    if missing:
+        raise UsageError(f"{path}, line 1: the column {missing[0]} is missing")
     studies = []
     for number, row in enumerate(rows, start=2):
         if row["file"].startswith(prefix):

@@ -90,8 +90,8 @@ def _study(
     sections = extract_sections(text)
     paths = tuple(folder / f"{image.name}.jpg" for image in images)
     return Study(
-        study_id=folder.name,
-        patient=folder.parent.name,
+        study_id=folder.name.removeprefix("s"),
+        patient=folder.parent.name.removeprefix("p"),
         source=source,
         split=images[frontal].split,
         image=paths[frontal],

@@ -2,7 +2,7 @@
 
 A heading is a known one (``HEADINGS``) at the start of a line or of a sentence with a colon behind it, a known one in
 capitals alone on its line, or anything in capitals with a colon at the start of a line ("PORTABLE CHEST:"), which
-becomes ``OTHER``. How the reports look: https://physionet.org/content/mimic-cxr/2.1.0/.
+becomes ``OTHER``, or stays a part of the findings where it stands in them ("LUNGS:"). How the reports look: https://physionet.org/content/mimic-cxr/2.1.0/.
 """
 
 from __future__ import annotations
@@ -166,8 +166,12 @@ def headed_report(findings: str, impression: str) -> str:
 
 def _headings(text: str) -> Iterator[tuple[int, int, str]]:
     """Start of each heading, start of what follows it, name of its section."""
+    current = UNHEADED
     for match in _HEADING.finditer(text):
         words = match[match.lastgroup or 0]
+        name = _NAME_OF.get(" ".join(words.lower().split()), OTHER)
         # Within a line "findings:" is a word of a sentence, "Findings:" a heading.
-        if match.lastgroup != "within" or words[0].isupper():
-            yield match.start(), match.end(), _NAME_OF.get(" ".join(words.lower().split()), OTHER)
+        is_word = match.lastgroup == "within" and words[0].islower()
+        if not is_word and (name, current) != (OTHER, FINDINGS):
+            current = name
+            yield match.start(), match.end(), name
