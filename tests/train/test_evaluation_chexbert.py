@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("pycocoevalcap")
+pytest.importorskip("torch")
 
+import torch
 from transformers import BertConfig
 
 from trrg_sdk.errors import UsageError

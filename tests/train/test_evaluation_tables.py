@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
+import numpy as np
 import pytest
 
 pytest.importorskip("pycocoevalcap")
 
 from trrg_sdk.errors import UsageError
 from trrg_sdk.labeler import OBSERVATIONS
+from trrg_train.data.cleaning import clean_report_iu_xray
 from trrg_train.evaluation import comparison, meteor
 from trrg_train.evaluation.clinical import Labeler
 from trrg_train.evaluation.comparison import EvaluationOptions, evaluate_texts
@@ -117,6 +120,24 @@ def test_all_in_train_leaves_no_new_score():
     got = evaluate_texts(PREDICTIONS[:2], TRAIN[3:5], train_reports=TRAIN, options=FAST)
     assert got.facts.in_train == 1
     assert got.score("BLEU-4").new is None and got.score("micro F1 (14)").new is None
+
+
+def test_on_real_reports_another_patients_report_is_worse_than_the_constant_one(shared_data):
+    """Why a text score must never stand alone: real reports, each of another patient, lose to one text for all."""
+    with gzip.open(shared_data / "reports" / "iu_reports.jsonl.gz", "rt", encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
+    parts = {
+        split: [clean_report_iu_xray(r["findings"]) for r in records if r["r2gen_split"] == split]
+        for split in ("train", "val")
+    }
+    drawn = np.random.default_rng(0).integers(len(parts["train"]), size=len(parts["val"]))
+    predictions = [parts["train"][row] for row in drawn]
+    got = evaluate_texts(predictions, parts["val"], train_reports=parts["train"], options=FAST)
+    for name in ("BLEU-4", "ROUGE-L", "micro F1 (14)"):
+        assert got.score(name).lead_high < 0, name
+    assert got.score("BLEU-4").floor > 0.15
+    assert 0.2 < got.facts.in_train < 0.5
+    assert got.score("BLEU-4").new < got.score("BLEU-4").value
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,8 @@ def mean_statistic(name: str, scores: Sequence[float] | NDArray[np.float64]) -> 
 
 def ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
     """Divide; NaN where the divisor is 0."""
-    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below != 0)
+    divided: NDArray[np.float64] = np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below != 0)
+    return divided
 
 
 def resample_weights(clusters: Sequence[str], *, resamples: int, seed: int) -> NDArray[np.float64]:

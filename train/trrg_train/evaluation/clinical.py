@@ -25,7 +25,7 @@ FIVE = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusi
 """The observations of the CheXpert competition (Irvin et al. 2019), which the field calls "the 5"."""
 SETS: Mapping[int, tuple[str, ...]] = {14: OBSERVATIONS, 5: FIVE}
 MEASURES = ("precision", "recall", "F1")
-EXAMPLE_CONVENTION = "example-based: 0 where a side asserts nothing, both sides included"
+EXAMPLE_CONVENTION = "mean over studies, 0 where a side asserts nothing, both sides included"
 
 
 @dataclass(frozen=True)
