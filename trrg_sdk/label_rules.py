@@ -14,8 +14,8 @@ choices are our own:
 - A bare "effusion" is pleural. A heart "at the upper limits of normal" is not enlarged, a "borderline heart size" is
   uncertain; "borderline cardiomegaly" names the disease, with a degree, and is present.
 - "possible", "probable", "likely", "may", "suggests" are all uncertain, "consistent with" and "compatible with" assert.
-  "A versus B" makes both uncertain, also where one is not of the 14; "A or B" only where both are: "atelectasis or
-  scarring" and "opacity/atelectasis" give one finding two names.
+  "A versus B" and "A or B" make both uncertain; "atelectasis or scarring" and "opacity/atelectasis" do not, as they
+  give one finding two names.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MENTIONS: Mapping[str, str] = {
         tumor(s), carcinoma, metastasis, metastases""",
     "Edema": "edema, heart|cardiac failure, cardiac decompensation, chf",
     "Consolidation": """
-        consolidation(s), consolidative airspace? opacity|opacities|process|changes?, consolidated, consolidating""",
+        consolidation(s), consolidative opacity|opacities|process|changes?, consolidated, consolidating""",
     "Pneumonia": """
         pneumonia(s), bronchopneumonia, pneumonitis, infection,
         infectious process|processes|disease|etiology|infiltrate(s),
@@ -69,11 +69,17 @@ MENTIONS: Mapping[str, str] = {
 }
 """Observation → phrases that name it."""
 
-OTHER = """
-    scar(s), scarring, fibrosis, fibrotic change(s), granuloma(s), artifact(s), nipple shadow(s), emphysema, copd,
-    bronchovascular|vascular? crowding, contusion(s), hemorrhage, aspiration, inflammation, malignancy, tuberculosis,
-    lymph node(s), vessel(s), bronchitis, bronchiolitis, eventration, hernia, fat pad(s), summation, prominence"""
+OTHER: Mapping[str, str] = {
+    "scar": "scar(s), scarring, fibrosis, fibrotic change(s)",
+    "other": """
+        granuloma(s), artifact(s), nipple shadow(s), emphysema, copd, bronchovascular|vascular? crowding, contusion(s),
+        hemorrhage, aspiration, inflammation, malignancy, tuberculosis, lymph node(s), vessel(s), bronchitis,
+        bronchiolitis, eventration, hernia, fat pad(s)""",
+}
 """What is none of the 14 but stands beside them in lists and alternatives."""
+
+ONE_FINDING = frozenset({"scar", "Atelectasis"})
+"""Names that "or" may give to one finding without a doubt ("scarring or atelectasis")."""
 
 DENY_ONLY: Mapping[str, str] = {
     "Fracture": """
@@ -103,6 +109,7 @@ IGNORED = """
     prior|previous|old|remote|healed granulomatous|histoplasmosis|tuberculous|fungal? infection|pneumonia,
     prior|previous|old|remote|healed pulmonary|lung infection,
     sequela|sequelae|residua of prior|previous|old|remote? infection|pneumonia, old|prior|previous empyema, not without,
+    no|without doubt, no question,
     lead(s) projected|projecting|overlie|overlying, monitor|monitoring lead(s),
     ekg|ecg|eeg|cardiac|telemetry monitor|monitoring? lead(s), hiatal|hiatus hernia, nodular prominence,
     not significantly|substantially|appreciably? changed|increased|decreased|progressed,
@@ -194,11 +201,12 @@ CUES: Mapping[str, str] = {
     "doubt surely": """
         cannot|can't completely|entirely? exclude, can not completely|entirely? exclude,
         not completely|entirely? exclude, difficult|hard to completely|entirely? exclude, could not exclude,
-        to exclude, rule out""",
+        to exclude, not excluding, rule out, cannot confirm""",
     "doubt list": "differential, considerations include",
     "doubt before": """
         cannot|can't be completely|entirely|definitely? excluded, can|could not be completely|entirely? excluded,
         not be? completely|entirely|definitely? excluded, not completely|entirely? ruled out, cannot be ruled out,
+        cannot be confirmed,
         in the appropriate|correct|proper|right clinical setting|context, in the differential diagnosis?,
         is|are a|an|another|also|the? consideration(s),
         difficult to completely|entirely? exclude, may|might|could also? be present,
@@ -211,11 +219,11 @@ CUES: Mapping[str, str] = {
         after, following""",
     "join": "and, with, w /, plus, as well as",
     "or": "or, and / or",
-    "versus": "versus, vs, more|less likely than",
+    "versus": "versus, vs, more|less likely than, is|are? favored over",
     "slash": "/",
     "no change": """
         no|without significant|interval|definite|appreciable|acute|substantial? interval|significant? change(s),
-        no|without change|increase|decrease|improvement|progression|worsening""",
+        no|without interval|significant|appreciable? change|increase|decrease|improvement|progression|worsening""",
     "there": "there is|are|remains|has|have, show(s), demonstrate(s), reveal(s)",
     "verb": "is, are, was, were, has, have, appear(s), remain(s), seen, noted, again",
 }
@@ -238,14 +246,18 @@ LINKS: Mapping[str, str] = {",": ",", "with": "with", "w": "with"}
 STARTERS = frozenset(
     """
     a an the there small mild mildly moderate moderately minimal trace tiny left right bilateral bibasilar stable
-    unchanged persistent low streaky patchy scattered increased worsening new subtle some interval probable possible
-    likely questionable definite chronic old healed severe lungs heart
+    unchanged persistent only low streaky patchy scattered increased worsening new subtle some interval probable
+    possible likely questionable definite chronic old healed severe lungs heart
     """.split()
 )
 """Words that begin something new after a comma, "and" or "with", so that a denial before it ends."""
 
 NOT_THE_IMAGE = frozenset(
-    {"indication", "history", "clinical history", "clinical information", "comparison", "technique"}
+    {
+        *("indication", "indications", "history", "clinical history", "clinical information", "clinical indication"),
+        *("reason for exam", "reason for examination", "reason for study", "comparison", "comparisons", "technique"),
+        *("recommendation", "recommendations"),
+    }
 )
 FINDINGS = frozenset({"findings", "finding"})
 IMPRESSION = frozenset({"impression", "impressions", "conclusion", "conclusions"})
@@ -279,13 +291,14 @@ def lexicon() -> Node:
     tables += [("predicate", value, listed) for value, listed in PREDICATES.items()]
     tables += [("deny only", value, listed) for value, listed in DENY_ONLY.items()]
     tables += [("mention", value, listed) for value, listed in MENTIONS.items()]
-    tables += [("abnormality", "No Finding", ABNORMALITY), ("ignored", "", IGNORED), ("other", "", OTHER)]
+    tables += [("abnormality", "No Finding", ABNORMALITY), ("ignored", "", IGNORED)]
+    tables += [("other", value, listed) for value, listed in OTHER.items()]
     for kind, value, listed in tables:
         for words in _phrases(listed):
             node = functools.reduce(lambda node, word: node.setdefault(word, {}), words, root)
             known = node.get("", ("", ()))
             several = known[1] if known[0] == kind and kind in ("mention", "deny only") else ()
-            node[""] = (kind, () if kind == "other" else tuple(dict.fromkeys((*several, value))))
+            node[""] = (kind, tuple(dict.fromkeys((*several, value))))
     for mark, kind in PUNCTUATION.items():
         root[mark] = {"": (kind, ("",))}
     return root

@@ -167,7 +167,7 @@ def _merge(into: dict[str, State], states: Iterable[tuple[str, State]]) -> None:
 class _Mention:
     """Observations that were named together, and what holds of them so far."""
 
-    names: tuple[str, ...]  # none where something is named that is not one of the 14
+    names: tuple[str, ...]  # "scar" or "other" where it is none of the 14
     state: State
     kind: str
     link: str = ""  # what joins it to the mention before: "list", ",", "with" or nothing
@@ -203,7 +203,7 @@ class _Scope:
         for mention in self.mentions:
             if mention.kind == "abnormality":
                 _merge(merged, [(NO_FINDING, _OPPOSITE[mention.state])])
-            elif mention.kind == "mention" or mention.state == "absent":
+            elif mention.kind == "mention" or (mention.kind == "deny only" and mention.state == "absent"):
                 _merge(merged, [(name, mention.state) for name in mention.names])
         if NO_FINDING in merged and any(s != "absent" for n, s in merged.items() if n not in _NOT_DISEASES):
             del merged[NO_FINDING]
@@ -214,13 +214,12 @@ class _Scope:
         if self.polarity is None:
             return
         state = self.polarity
-        before = self.mentions[-1] if self.alternative and self.mentions else _Mention((), state, item.kind)
-        # "scarring or atelectasis" gives one finding two names, so "or" needs two of ours; "versus" always doubts
-        exclude = self.alternative == "versus" or (before.names and item.value and before.names != item.value)
-        if exclude and state == "present":
+        before = self.mentions[-1] if self.alternative and self.mentions else _Mention(item.value, state, "")
+        differ = before.names != item.value and not {*before.names, *item.value} <= rules.ONE_FINDING
+        if state == "present" and (differ or self.alternative == "versus"):
             state = "uncertain"
             before.state = state if before.state == "present" else before.state
-        if item.value:
+        if item.kind != "other":
             self.pending, self.recalled = [], []
         self.mentions.append(_Mention(item.value, state, item.kind, self.link))
         self.alternative = self.link = ""
