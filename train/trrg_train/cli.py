@@ -1,4 +1,4 @@
-"""``trrg-train``: phantom, stage1, stage2, evaluate."""
+"""``trrg-train``: phantom, data check, plan, stage1, stage2, evaluate."""
 
 from __future__ import annotations
 
@@ -23,6 +23,14 @@ def build_parser() -> argparse.ArgumentParser:
     phantom.add_argument("--size", type=int, default=512, help="rows and columns in pixels")
     phantom.add_argument("--workers", type=int, default=2, help="processes")
     phantom.add_argument("--out", type=Path, required=True, help="folder to make")
+    data = commands.add_parser("data", help="look at a data set before training").add_subparsers(required=True)
+    check = data.add_parser("check", help="counts, missing images, duplicates and patients across splits, polarity")
+    check.add_argument("dataset", type=Path, help="a folder, or the JSON file of ReXrank")
+    check.add_argument("--kind", default="annotation", help="as in [[sources]] of a configuration")
+    check.add_argument("--plot", type=Path, metavar="FILE", help="write a picture of it (.png, .svg or .pdf)")
+    plan = commands.add_parser("plan", help="parameters and memory of a configuration, before anything is trained")
+    plan.add_argument("config", type=Path, help="a TOML such as train/configs/base.toml")
+    plan.add_argument("--gpu-gib", type=float, default=80.0, help="memory of one GPU in GiB")
     for name, text in (("stage1", "contrastive pretraining"), ("stage2", "clue-enhanced instruction tuning")):
         stage = commands.add_parser(name, help=text)
         stage.add_argument("config", type=Path, help="a TOML such as train/configs/mini.toml")
@@ -66,8 +74,15 @@ def _run(args: argparse.Namespace, typed: str) -> int:
         path = write_dataset(args.out, count=args.count, seed=args.seed, size=args.size, workers=args.workers)
         print(path)
         return 0
+    if args.command == "data":
+        return _check_data(args)
     from trrg_train.config import read_config
 
+    if args.command == "plan":
+        from trrg_train.plan import plan_run
+
+        print(plan_run(read_config(args.config)).to_markdown(gpu_gib=args.gpu_gib))
+        return 0
     if args.command == "evaluate":
         from trrg_train.evaluate import evaluate_path
 
@@ -79,6 +94,18 @@ def _run(args: argparse.Namespace, typed: str) -> int:
     else:
         from trrg_train.stage2 import run_stage2 as run
     print(run(read_config(args.config), commands=(typed,), resume=args.resume))
+    return 0
+
+
+def _check_data(args: argparse.Namespace) -> int:
+    from trrg_train.config import SourceConfig
+    from trrg_train.data.check import check_dataset
+    from trrg_train.data.sources import read_source
+
+    check = check_dataset(read_source(SourceConfig(name=args.dataset.name, kind=args.kind, path=args.dataset)))
+    print(check.to_markdown())
+    if args.plot:
+        check.write_plot(args.plot)
     return 0
 
 

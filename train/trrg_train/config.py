@@ -14,6 +14,8 @@ from trrg_train.models.config import ModelConfig
 
 T = TypeVar("T")
 
+PRECISIONS = ("fp32", "bf16")
+
 
 @dataclass(frozen=True)
 class SourceConfig:
@@ -21,8 +23,10 @@ class SourceConfig:
 
     Attributes:
         name: Goes into figures ("phantom", "nih").
-        kind: ``"annotation"`` (annotation.json beside images) or ``"labelled_images"`` (labels.csv beside images).
-        path: Folder, relative to the TOML's folder unless absolute.
+        kind: ``"annotation"`` (annotation.json beside images), ``"labelled_images"`` (labels.csv beside images),
+            ``"mimic_cxr"`` (a MIMIC-CXR-JPG folder), ``"rexrank"`` (its JSON file) or ``"dicom_folder"`` (DICOM files
+            with a reports.csv).
+        path: Folder (a file for ``"rexrank"``), relative to the TOML's folder unless absolute.
         prefix: For ``labelled_images``: only files whose path starts with this.
         repeat: How often a training study is seen in one epoch.
         made_by: The command that makes the data set, for the model card; empty where it was not made here.
@@ -48,6 +52,9 @@ class OptimConfig:
         warmup_steps: Linear.
         save_steps: A resumable checkpoint every so many steps.
         logging_steps: An entry in the log every so many steps.
+        accumulation_steps: Batches whose gradients make one step.
+        precision: ``"fp32"``, or ``"bf16"``: autocast over weights that stay fp32.
+        activation_checkpointing: Compute activations twice instead of keeping them.
     """
 
     epochs: float
@@ -57,6 +64,14 @@ class OptimConfig:
     warmup_steps: int = 100
     save_steps: int = 200
     logging_steps: int = 20
+    accumulation_steps: int = 1
+    precision: str = "fp32"
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a precision that is none."""
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
 
 
 @dataclass(frozen=True)

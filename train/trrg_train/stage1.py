@@ -29,7 +29,7 @@ from trrg_train.models.checkpoint import CheckpointMeta, save_checkpoint
 from trrg_train.models.clue_bank import BankedClue, embed_bank, tokenize
 from trrg_train.models.perceiver import Perceiver
 from trrg_train.models.tokenizer import train_tokenizer
-from trrg_train.trainer import STUDIES_KEY, fit, training_arguments
+from trrg_train.trainer import STUDIES_KEY, checkpoint_activations, fit, training_arguments
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +118,10 @@ class Stage1Task(nn.Module):
         prompt = prompt_contrast(logits, labels, positive_weight=self.get_buffer("balance"))
         loss = prompt + self.settings.contrast_weight * contrast
         return {"loss": loss, "prompt_loss": prompt, "contrast_loss": contrast, "logits": logits}
+
+    def activation_checkpointing_enable(self, **settings: Any) -> None:
+        """Called by the Trainer when the configuration asks for it."""
+        checkpoint_activations((self.perceiver.vision.backbone, self.perceiver.clue_encoder.encoder), settings)
 
 
 def run_stage1(config: RunConfig, *, commands: tuple[str, ...], resume: bool = False) -> Path:

@@ -25,7 +25,7 @@ from trrg_train.models.clue_bank import BankedClue, clue_inputs, embed_bank
 from trrg_train.models.fusion import ClueInputs
 from trrg_train.models.tokenizer import BOS_ID, EOS_ID, pad_batch
 from trrg_train.models.trrg import EncodedImages, Prompt, Trrg
-from trrg_train.trainer import STUDIES_KEY, fit, training_arguments
+from trrg_train.trainer import STUDIES_KEY, checkpoint_activations, fit, training_arguments
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +127,10 @@ class Stage2Task(nn.Module):
     def clues(self, override: Tensor) -> ClueInputs:
         """Join the bank with the scores (B, C) of a batch."""
         return clue_inputs(self.bank, self.get_buffer("positive"), self.get_buffer("negative"), override)
+
+    def activation_checkpointing_enable(self, **settings: Any) -> None:
+        """Called by the Trainer when the configuration asks for it."""
+        checkpoint_activations((self.model.llm,), settings)
 
 
 def run_stage2(config: RunConfig, *, commands: tuple[str, ...], resume: bool = False) -> Path:

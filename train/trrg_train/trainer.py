@@ -46,6 +46,9 @@ def training_arguments(optim: OptimConfig, folder: Path, *, seed: int) -> Traini
         lr_scheduler_type="cosine",
         max_grad_norm=1.0,
         logging_steps=optim.logging_steps,
+        gradient_accumulation_steps=optim.accumulation_steps,
+        bf16=optim.precision == "bf16",
+        activation_checkpointing=optim.activation_checkpointing,
         save_steps=optim.save_steps,
         save_total_limit=2,
         seed=seed,
@@ -89,6 +92,19 @@ def fit(task: nn.Module, draws: Draws, batches: Collator, *, arguments: Training
         raise UsageError(
             f"the disk of {folder} is full; {good}. Free some space and run again with --resume"
         ) from error
+
+
+def checkpoint_activations(parts: Sequence[Any], settings: dict[str, Any]) -> None:
+    """Switch activation checkpointing on in models of transformers.
+
+    Raises:
+        UsageError: A model cannot do it.
+    """
+    for part in parts:
+        try:
+            part.activation_checkpointing_enable(**settings)
+        except ValueError as error:
+            raise UsageError(f"set activation_checkpointing = false: {error}") from error
 
 
 def last_complete(folder: Path) -> Path | None:
