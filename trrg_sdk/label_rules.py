@@ -31,7 +31,7 @@ MENTIONS: Mapping[str, str] = {
         widening|enlargement of the? mediastinal contour(s)|silhouette|shadow, cardiomediastinal enlargement""",
     "Cardiomegaly": """
         borderline? cardiomegaly, borderline? cardiac|heart enlargement, increased heart|cardiac size,
-        increase in heart|cardiac size, increase in size of the? heart|cardiac silhouette?,
+        increase in heart|cardiac size, heart|cardiac size xxxx? large, increase in size of the? heart|cardiac silhouette?,
         enlargement of|in the? heart, enlargement of|in the? cardiac silhouette|shadow|contour(s),
         cardiac silhouette enlargement""",
     "Lung Opacity": """
@@ -170,7 +170,7 @@ PREDICATES: Mapping[str, str] = {
         upper limits|limit of? normal, upper|top|high normal""",
     "enlarged": """
         enlarged, widened, enlargement, enlarging, widening, increased in size, is|are|appears|remains large,
-        slightly|mildly|moderately|markedly large, size xxxx? large, borderline enlarged|enlargement,
+        slightly|mildly|moderately|markedly large, borderline enlarged|enlargement,
         is|are|appears|remains mildly|slightly|moderately|markedly? increased""",
     "borderline": """
         borderline, borderline prominent|large|size|normal, slightly|mildly prominent, prominent,

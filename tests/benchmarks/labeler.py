@@ -112,9 +112,7 @@ def main() -> int:
     args = parser.parse_args()
     with gzip.open(args.reports, "rt", encoding="utf-8") as file:
         records = [record for record in map(json.loads, file) if record["gold14"]][: args.limit]
-    for record in records:
-        record["said"] = label_report(text_of(record))
-        record["open"] = {name: is_open(record, name) for name, state in record["said"].items() if state == "uncertain"}
+    label(records)
     if args.show:
         sys.stdout.writelines(disagreements(records, args.show))
     page = "\n".join(page_of(records)) + "\n"
@@ -145,6 +143,13 @@ def page_of(records: list[Record]) -> Iterator[str]:
     yield from differences(records)
     yield "\n## Speed\n"
     yield from speeds(records)
+
+
+def label(records: list[Record]) -> None:
+    """Add what the labeler says of each report, and whether its doubts are open ones."""
+    for record in records:
+        record["said"] = label_report(text_of(record))
+        record["open"] = {name: is_open(record, name) for name, state in record["said"].items() if state == "uncertain"}
 
 
 def text_of(record: Record) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -227,25 +228,32 @@ def test_report_labels_come_in_the_order_of_the_observations() -> None:
     assert list(labels) == [name for name in OBSERVATIONS if name in labels]
 
 
-def test_agrees_with_the_indexers_of_real_reports(shared_data: Path) -> None:
-    """Certain statements against report-level MeSH labels; the whole table is in tests/benchmarks/labeler.py."""
-    terms = {"Atelectasis": "Atelectasis", "Cardiomegaly": "Cardiomegaly", "Pleural Effusion": "Effusion"}
-    with gzip.open(shared_data / "reports" / "iu_reports.jsonl.gz", "rt", encoding="utf-8") as file:
-        records = [record for record in map(json.loads, file) if record["gold14"]]
-    hit = wrong = 0
-    for record in records:
-        said = label_report(f"FINDINGS: {record['findings']} IMPRESSION: {record['impression']}")
-        for name, term in terms.items():
-            if said.get(name) != "uncertain":
-                truth, found = bool(record["gold14"][term]), said.get(name) == "present"
-                hit += truth and found
-                wrong += truth != found
-    assert 2 * hit / (2 * hit + wrong) > 0.95
+REPORTS = Path("reports") / "iu_reports.jsonl.gz"
+BENCHMARK = Path("tests") / "benchmarks" / "labeler.py"
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_benchmark_runs(shared_data: Path) -> None:
-    command = [sys.executable, "tests/benchmarks/labeler.py", "--reports"]
-    root = Path(__file__).resolve().parents[2]
-    reports = str(shared_data.resolve() / "reports" / "iu_reports.jsonl.gz")
-    done = subprocess.run([*command, reports, "--limit", "50"], cwd=root, capture_output=True, text=True, check=True)
-    assert "micro" in done.stdout and "sentences/s" in done.stdout
+def test_agrees_with_the_indexers_of_reports_that_nobody_read(shared_data: Path) -> None:
+    """The val part, counted as tests/benchmarks/results/labeler_iu.md says, and that page still says it."""
+    benchmark = runpy.run_path(str(ROOT / BENCHMARK))
+    with gzip.open(shared_data / REPORTS, "rt", encoding="utf-8") as file:
+        records = [r for r in map(json.loads, file) if r["gold14"] and r["r2gen_split"] == "val"]
+    benchmark["label"](records)
+    lines = list(benchmark["table"](records, "val"))
+    micro = next(line for line in lines if "micro" in line)
+    counts, none, left_out, open_is_none = map(float, micro.split("|")[5:-1:3])
+    assert min(counts, none) > 0.9
+    assert min(left_out, open_is_none) > 0.95
+    assert "\n".join(lines) in (ROOT / BENCHMARK.parent / "results" / "labeler_iu.md").read_text(encoding="utf-8")
+
+
+def test_benchmark_runs_and_shows_no_report(shared_data: Path) -> None:
+    path = shared_data.resolve() / REPORTS
+    command = [sys.executable, str(BENCHMARK), "--reports", str(path), "--limit", "50"]
+    page = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "micro" in page and "sentences/s" in page
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        records = [json.loads(line) for _, line in zip(range(50), file, strict=False)]
+    sentences = [span.text for r in records for span in split_sentences(f"{r['findings']} {r['impression']}")]
+    assert len(sentences) > 100
+    assert not [text for text in sentences if len(text) > 12 and text in page]
