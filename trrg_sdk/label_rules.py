@@ -31,7 +31,8 @@ MENTIONS: Mapping[str, str] = {
         widening|enlargement of the? mediastinal contour(s)|silhouette|shadow, cardiomediastinal enlargement""",
     "Cardiomegaly": """
         borderline? cardiomegaly, borderline? cardiac|heart enlargement, increased heart|cardiac size,
-        increase in heart|cardiac size, heart|cardiac size xxxx? large, increase in size of the? heart|cardiac silhouette?,
+        increase in heart|cardiac size, heart|cardiac size xxxx? large,
+        increase in size of the? heart|cardiac silhouette?,
         enlargement of|in the? heart, enlargement of|in the? cardiac silhouette|shadow|contour(s),
         cardiac silhouette enlargement""",
     "Lung Opacity": """

@@ -8,8 +8,8 @@ reading of the image. It has no uncertain class, so four readings stand beside e
 doubt is none; doubtful mentions are left out; and only open doubt is none ("may", "possible", "cannot exclude"), while
 what the writer leans to ("probable", "A versus B", "borderline") counts, which is what the gold does.
 
-Rules were mended by reading the train part of the R2Gen split alone. The other parts (its val part, and the reports
-that are in no part) were only counted.
+The first rules were tuned on all of these reports. The present ones were mended by reading the train part of the
+R2Gen split alone; of the other parts (its val part, and the reports that are in no part) only figures were looked at.
 """
 
 from __future__ import annotations
