@@ -21,7 +21,7 @@ _WORD = re.compile(r"[a-z0-9]+")
 
 RULE = (
     f"of the {WHOLE_REPORTS} most frequent whole train reports and the 1 to {MAX_SENTENCES} most frequent train "
-    f"sentences strung together, the text with the highest BLEU-4 on {SAMPLE} train reports"
+    f"sentences strung together, the text with the highest BLEU-4 (plain tokens) on {SAMPLE} train reports"
 )
 
 
