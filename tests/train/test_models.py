@@ -122,6 +122,21 @@ def test_an_override_moves_the_prompt_and_leaves_what_is_perceived(model):
     assert (a.prompt_embeds - b.prompt_embeds).abs().max() > 1e-3
 
 
+def test_a_clue_token_says_where_as_loud_as_whether(tiny_config):
+    """The side of a finding is read from it: what the patches say must not drown in what the score says."""
+    torch.manual_seed(0)
+    injection = Fusion(tiny_config, vision_width=16, llm_width=32).injection
+    generator = torch.Generator().manual_seed(0)
+    patches, clue = (torch.randn(*n, generator=generator) for n in ((1, tiny_config.patches, 16), (3, 16)))
+    patches, clue = (torch.nn.functional.normalize(t, dim=-1) for t in (patches, clue))
+    present, absent = torch.full((1, 3), 0.95), torch.full((1, 3), 0.05)
+    with torch.no_grad():
+        token = injection(patches, clue, present)
+        where = (injection(patches.flip(1), clue, present) - token).norm()
+        whether = (injection(patches, clue, absent) - token).norm()
+    assert where > 0.2 * whether
+
+
 def test_the_gate_is_half_exactly_at_the_threshold(model, monkeypatch):
     seen, inputs = images(batch=1), clues(batch=1)
     gates = []

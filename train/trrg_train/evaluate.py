@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trrg_sdk.labeler import OBSERVATIONS, label_report
+from trrg_sdk.labeler import OBSERVATIONS, label_report, label_sentence, split_sentences
 from trrg_train.config import RunConfig
 from trrg_train.data.sources import read_sources
 from trrg_train.data.study import Study, label_matrix
@@ -77,6 +78,7 @@ def evaluate(writer: Writer, studies: Sequence[Study]) -> dict[str, Any]:
         "refused": len(studies) - len(kept),
         "clue_auc": clue_auc(probabilities, labels, views),
         "report_labels": report_figures(said, labels),
+        "laterality": laterality([w.text for _, w in kept], [s.report for s, _ in kept]),
         "distinct_reports": len({w.text for _, w in kept}),
         "forced_clues": forced_figures(writer, studies[:FORCED_STUDIES]),
     }
@@ -120,6 +122,40 @@ def report_figures(said: NDArray[np.bool_], labels: NDArray[np.float64]) -> dict
         "macro_f1_constant_normal_report": _plain(macro(f1_per_class(normal, labels))),
         "each": {o: _plain(v) for o, v in zip(OBSERVATIONS, f1, strict=True) if not math.isnan(v)},
     }
+
+
+def laterality(written: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+    """How often a finding that both texts assert is on the same side, of those that the reference puts on one side.
+
+    Args:
+        written: K reports.
+        references: Of the same studies.
+
+    Returns:
+        ``findings`` (how many), and the shares of them with the ``same`` side, the ``other`` (or both) and ``none``.
+    """
+    outcomes: list[str] = []
+    for text, reference in zip(written, references, strict=True):
+        said = asserted_sides(text)
+        for observation, sides in asserted_sides(reference).items():
+            if len(sides) == 1 and observation in said:
+                mine = said[observation]
+                outcomes.append("same" if mine == sides else "other" if mine else "none")
+    names = ("same", "other", "none")
+    shares = {name: round(outcomes.count(name) / len(outcomes), 4) if outcomes else None for name in names}
+    return {"findings": len(outcomes), **shares}
+
+
+def asserted_sides(report: str) -> dict[str, frozenset[str]]:
+    """Observations that the findings of a report assert, with the sides that those sentences name."""
+    sides: dict[str, frozenset[str]] = {}
+    for span in split_sentences(report):
+        words = frozenset(re.findall(r"left|right|bilateral", span.text.lower()))
+        named = frozenset({"left", "right"}) if "bilateral" in words else words
+        for observation, state in label_sentence(span.text).items():
+            if state == "present" and observation != "No Finding":
+                sides[observation] = sides.get(observation, frozenset()) | named
+    return sides
 
 
 def forced_figures(writer: Writer, studies: Sequence[Study]) -> dict[str, Any]:

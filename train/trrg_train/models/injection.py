@@ -11,6 +11,8 @@ class ClueInjection(nn.Module):
 
     The patch embeddings in the joint space are multiplied element-wise (Hadamard) by the clue's embedding,
     flattened over patches and width, and projected. All clues share these weights, so their number is free.
+    The product of two unit vectors is tiny beside everything else, so the evidence is normalised: without that, the
+    tokens say whether a disease is there and not where (reports had the side right as often as a coin has).
     The clue's score gates the evidence; a polarity vector says the score itself and a projection of the clue's
     embedding says which clue it is, so that a score near zero still reads as "no X" (both our choice).
     """
@@ -19,6 +21,8 @@ class ClueInjection(nn.Module):
         """Build for N patches, joint width De and token width D."""
         super().__init__()
         self.project = nn.Linear(patches * joint_dim, width)
+        self.evidence_norm = nn.LayerNorm(width)
+        nn.init.constant_(self.evidence_norm.weight, 0.6)  # beside the polarity's 0.5
         self.identity = nn.Linear(joint_dim, width)
         self.polarity = nn.Parameter(torch.randn(width) * 0.5)
         self.norm = nn.LayerNorm(width)
@@ -35,7 +39,7 @@ class ClueInjection(nn.Module):
             Clue tokens (B, C, D).
         """
         product = patch_joint.unsqueeze(1) * clue.unsqueeze(1)  # (B, C, N, De)
-        evidence = self.project(product.flatten(2))  # (B, C, D)
+        evidence = self.evidence_norm(self.project(product.flatten(2)))  # (B, C, D)
         score = gate.unsqueeze(-1)  # (B, C, 1)
         token = score * evidence + self.identity(clue) + (2.0 * score - 1.0) * self.polarity
         return torch.as_tensor(self.norm(token))
