@@ -35,15 +35,33 @@ def build_parser() -> argparse.ArgumentParser:
         stage = commands.add_parser(name, help=text)
         stage.add_argument("config", type=Path, help="a TOML such as train/configs/mini.toml")
         stage.add_argument("--resume", action="store_true", help="continue from the last saved step")
-    evaluate = commands.add_parser("evaluate", help="figures of a checkpoint or a bundle on the held-out studies")
-    evaluate.add_argument("model", type=Path, help="a stage-2 checkpoint or a bundle")
-    evaluate.add_argument("config", type=Path, help="the TOML that names the data")
+    _add_evaluate(commands.add_parser("evaluate", help="figures of a checkpoint, a bundle, or of written reports"))
+    return parser
+
+
+def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
+    """Describe the options of ``evaluate``."""
+    evaluate.add_argument("model", type=Path, nargs="?", help="a stage-2 checkpoint or a bundle")
+    evaluate.add_argument("config", type=Path, nargs="?", help="the TOML that names the data")
     evaluate.add_argument("--split", choices=("val", "test"), default="test", help="which held-out studies")
     evaluate.add_argument("--limit", type=int, default=0, help="at most so many studies a source; 0 means all")
     evaluate.add_argument(
         "--store", type=Path, metavar="CHECKPOINT", help="keep the figures in this checkpoint, for the model card"
     )
-    return parser
+    texts = evaluate.add_argument_group("written reports", "instead of MODEL and CONFIG")
+    texts.add_argument("--predictions", type=Path, metavar="CSV", help="study_id,report")
+    texts.add_argument("--references", type=Path, metavar="CSV", help="study_id,report and, if known, patient")
+    texts.add_argument(
+        "--train", type=Path, metavar="CSV", help="report: what the model was trained on, for the floors"
+    )
+    texts.add_argument(
+        "--tokenizer", choices=("plain", "ptb"), default="plain", help="of the text scores; ptb needs Java"
+    )
+    texts.add_argument("--uncertain", choices=("absent", "present"), default="absent", help="what a doubt counts as")
+    texts.add_argument("--resamples", type=int, default=1000, help="of patients, for the 95 %% intervals")
+    texts.add_argument("--no-meteor", action="store_true", help="leave METEOR out, which needs Java")
+    texts.add_argument("--chexbert", type=Path, nargs=2, metavar=("WEIGHTS", "VOCABULARY"), help="label with CheXbert")
+    texts.add_argument("--json", action="store_true", help="JSON instead of Markdown")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,16 +102,54 @@ def _run(args: argparse.Namespace, typed: str) -> int:
         print(plan_run(read_config(args.config)).to_markdown(gpu_gib=args.gpu_gib))
         return 0
     if args.command == "evaluate":
-        from trrg_train.evaluate import evaluate_path
-
-        limit = args.limit or None
-        print(evaluate_path(args.model, read_config(args.config), split=args.split, limit=limit, store=args.store))
-        return 0
+        return _evaluate(args)
     if args.command == "stage1":
         from trrg_train.stage1 import run_stage1 as run
     else:
         from trrg_train.stage2 import run_stage2 as run
     print(run(read_config(args.config), commands=(typed,), resume=args.resume))
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    of_model, of_texts = (args.model, args.config), (args.predictions, args.references, args.train)
+    if all(of_texts) and not any(of_model):
+        return _evaluate_texts(args)
+    if not all(of_model) or any(of_texts):
+        raise UsageError("evaluate needs MODEL and CONFIG, or --predictions, --references and --train")
+    from trrg_train.config import read_config
+    from trrg_train.evaluate import evaluate_path
+
+    limit = args.limit or None
+    print(evaluate_path(args.model, read_config(args.config), split=args.split, limit=limit, store=args.store))
+    return 0
+
+
+def _evaluate_texts(args: argparse.Namespace) -> int:
+    from trrg_train.evaluation.clinical import SENTENCE_LABELER
+    from trrg_train.evaluation.comparison import EvaluationOptions, evaluate_texts
+    from trrg_train.evaluation.pairs import read_predictions, read_train_reports
+
+    labeler = SENTENCE_LABELER
+    if args.chexbert:
+        from trrg_train.evaluation.chexbert import load_chexbert
+
+        labeler = load_chexbert(*args.chexbert)
+    pairs = read_predictions(args.predictions, args.references)
+    result = evaluate_texts(
+        pairs.predictions,
+        pairs.references,
+        train_reports=read_train_reports(args.train),
+        patients=pairs.patients,
+        options=EvaluationOptions(
+            tokenizer=args.tokenizer,
+            uncertain=args.uncertain,
+            resamples=args.resamples,
+            meteor=not args.no_meteor,
+            labeler=labeler,
+        ),
+    )
+    print(result.to_json() if args.json else result.to_markdown())
     return 0
 
 
