@@ -1,7 +1,6 @@
 """What the embedded bundle shows, on phantoms of a new seed and on real patients that it was not trained on.
 
-The limits stand a little below what was measured (README), so that a change which loses it is noticed. They are below
-what the project aims at (macro AUC .95 and macro F1 .85 on phantoms): raise them with a bundle that was trained longer.
+The limits stand a little below what was measured on larger sets (README), so that a change which loses it is noticed.
 """
 
 from pathlib import Path
@@ -42,16 +41,16 @@ def test_reports_on_new_phantoms_are_right_and_listen_to_the_image(writer, phant
     kept = [(study, w) for study, w in zip(phantoms, written, strict=True) if w is not None]
     labels = label_matrix([study for study, _ in kept]).astype(np.float64)
     figures = report_figures(asserted([w.text for _, w in kept]), labels)
-    assert figures["macro_f1"] >= 0.5
+    assert figures["macro_f1"] >= 0.8
     assert figures["macro_f1_images_shuffled"] < figures["macro_f1"] / 2
     views = np.array([study.view for study, _ in kept])
-    assert clue_auc(np.stack([w.probabilities for _, w in kept]), labels, views)["macro"] >= 0.9
+    assert clue_auc(np.stack([w.probabilities for _, w in kept]), labels, views)["macro"] >= 0.97
 
 
 def test_reports_follow_forced_clues(writer, phantoms):
     followed = forced_figures(writer, phantoms[:6])
     assert followed["tries_each"] == 6 * 13
-    assert followed["asserted_when_forced_up"] >= 0.5
+    assert followed["asserted_when_forced_up"] >= 0.8
     assert followed["not_asserted_when_forced_down"] >= 0.9
 
 
@@ -65,6 +64,6 @@ def test_clues_on_held_out_real_patients(writer, shared_data):
     labels = label_matrix([study for study, _ in kept]).astype(np.float64)
     views = np.array([study.view for study, _ in kept])
     each = clue_auc(np.stack([w.probabilities for _, w in kept]), labels, views)["each"]
-    assert each["Pneumonia"]["auc"] >= 0.82
-    assert each["Pleural Effusion"]["auc"] >= 0.75
-    assert each["Edema"]["auc"] >= 0.87
+    assert each["Pneumonia"]["auc"] >= 0.8
+    assert each["Pleural Effusion"]["auc"] >= 0.8
+    assert each["Edema"]["auc"] >= 0.85

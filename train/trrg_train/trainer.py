@@ -73,11 +73,11 @@ def fit(task: nn.Module, draws: Draws, batches: Collator, *, arguments: Training
     Raises:
         UsageError: The loss is no finite number, or the disk is full. What was saved before stays.
     """
-    folder = Path(arguments.output_dir)
+    folder = Path(str(arguments.output_dir))
     trainer = StudyTrainer(
         model=task,
         args=arguments,
-        data_collator=batches,  # type: ignore[arg-type]  # annotated for a list of dicts, given whatever the dataset has
+        data_collator=batches,
         train_dataset=draws,
         callbacks=[MarkComplete()],
     )
