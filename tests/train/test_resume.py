@@ -14,9 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from test_stages import make_data, write_config  # noqa: E402  # after the skip
-
-from trrg_sdk.errors import UsageError  # noqa: E402
+from trrg_sdk.errors import UsageError  # noqa: E402  # after the skip
 from trrg_train.cli import main  # noqa: E402
 from trrg_train.draws import Draws, batch_random  # noqa: E402
 from trrg_train.stage1 import Stage1Task  # noqa: E402
@@ -24,14 +22,10 @@ from trrg_train.trainer import disk_is_full, last_complete  # noqa: E402
 
 
 @pytest.fixture
-def run(tmp_path):
-    data = tmp_path / "data"
-    data.mkdir()
-    make_data(data)
-
+def run(toy_run, tmp_path):
     def make(name, epochs=5):
         (tmp_path / name).mkdir()
-        config = write_config(tmp_path / name, data, epochs=epochs)
+        config = toy_run(tmp_path / name, epochs=epochs)
         config.write_text(config.read_text().replace("save_steps = 10", "save_steps = 10\nlogging_steps = 1"))
         return config
 

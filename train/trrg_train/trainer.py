@@ -151,7 +151,7 @@ class StudyTrainer(Trainer):
         loss = outputs["loss"]
         if not bool(torch.isfinite(loss)):
             raise UsageError(
-                f"the loss is {float(loss)} in step {self.state.global_step + 1}; the batch holds the studies "
+                f"the loss is {loss.item()} in step {self.state.global_step + 1}; the batch holds the studies "
                 f"{', '.join(studies)}. Look at them, or lower learning_rate"
             )
         for name, value in outputs.items():
