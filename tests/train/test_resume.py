@@ -80,7 +80,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_studies(run, monkey
 
     monkeypatch.setattr(Stage1Task, "forward", broken_in_step_3)
     assert main(["stage1", str(run("nan"))]) == UsageError.exit_code
-    message = capsys.readouterr().err.splitlines()[-1]
+    message = capsys.readouterr().err
     assert "the loss is nan in step 3" in message
     named = message.partition("the studies ")[2].partition(".")[0].split(", ")
     assert len(named) == 8
