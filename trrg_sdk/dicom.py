@@ -50,7 +50,6 @@ _MAGIC = {
     b"MM\x00*": "a TIFF picture",
 }
 _LATERAL = ("LATERAL", "LL", "RL", "LLO", "RLO", "LAO", "RAO", "LPO", "RPO")
-_MONTHS = {"Y": 12.0, "M": 1.0, "W": 12 / 52.1775, "D": 12 / 365.2425}  # PS3.5 6.2, VR AS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # arrays have no single truth value
@@ -283,7 +282,7 @@ def _from_dataset(dataset: Dataset) -> Radiograph:
         view_position=_view(dataset),
         photometric_interpretation=tags.code(dataset, "PhotometricInterpretation"),
         window=shown.window,
-        patient_age_years=_age(dataset),
+        patient_age_years=tags.age_years(dataset),
         notes=decode_notes + shown.notes + spacing_notes,
     )
 
@@ -316,11 +315,3 @@ def _view(dataset: Dataset) -> str:
             return view
     # PS3.3 C.7.6.1.1.1: rows that run to the front or the back of the patient are a lateral view
     return "LATERAL" if tags.code(dataset, "PatientOrientation")[:1] in ("A", "P") else ""
-
-
-def _age(dataset: Dataset) -> float | None:
-    """Patient's Age in years; None when it is absent or malformed."""
-    text = tags.code(dataset, "PatientAge")
-    if len(text) == 4 and text[:3].isdigit() and text[3] in _MONTHS:
-        return round(int(text[:3]) * _MONTHS[text[3]] / 12, 2)
-    return None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 _CODE_STRING = re.compile(r"[A-Z0-9 _]{1,16}")  # PS3.5 6.2, VR CS
+_MONTHS = {"Y": 12.0, "M": 1.0, "W": 12 / 52.1775, "D": 12 / 365.2425}  # PS3.5 6.2, VR AS
 _UID = re.compile(r"[0-9.]{1,64}")  # PS3.5 6.2, VR UI
 
 
@@ -149,6 +150,14 @@ def code(dataset: Dataset, keyword: str) -> str:
         return ""
     text = str(value if value is None or _scalar(value) else value[0]).strip().upper()
     return text if value is not None and _CODE_STRING.fullmatch(text) else ""
+
+
+def age_years(dataset: Dataset) -> float | None:
+    """Patient's Age in years; None when it is absent or malformed."""
+    text = code(dataset, "PatientAge")
+    if len(text) == 4 and text[:3].isdigit() and text[3] in _MONTHS:
+        return round(int(text[:3]) * _MONTHS[text[3]] / 12, 2)
+    return None
 
 
 def uid(dataset: Dataset, keyword: str) -> str:

@@ -13,14 +13,14 @@ pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime_genai")
 
-from onnx import numpy_helper  # noqa: E402 - after the checks that it is there
+from onnx import numpy_helper
 
-from tests.export import tiny  # noqa: E402
-from trrg_export import build, describe  # noqa: E402
-from trrg_export.cli import main  # noqa: E402
-from trrg_export.parity import ParityError  # noqa: E402
-from trrg_sdk.bundle import Bundle  # noqa: E402
-from trrg_sdk.errors import UsageError  # noqa: E402
+from tests.export import tiny
+from trrg_export import build, describe
+from trrg_export.cli import main
+from trrg_export.parity import ParityError
+from trrg_sdk.bundle import Bundle
+from trrg_sdk.errors import UsageError
 
 pytestmark = pytest.mark.torch
 

@@ -7,9 +7,9 @@ import pytest
 
 onnx = pytest.importorskip("onnx")
 
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402 - after the check that it is there
+from onnx import TensorProto, helper, numpy_helper
 
-from trrg_export.precision import quantize, quantize_weights  # noqa: E402
+from trrg_export.precision import quantize, quantize_weights
 
 
 def _model() -> onnx.ModelProto:

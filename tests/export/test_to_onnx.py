@@ -12,8 +12,8 @@ pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from trrg_export.to_onnx import GraphPlan, clean, example_inputs, export_graph, plans, save, tensor_specs  # noqa: E402
-from trrg_sdk.backends.onnxruntime import open_backend  # noqa: E402
+from trrg_export.to_onnx import GraphPlan, clean, example_inputs, export_graph, plans, save, tensor_specs
+from trrg_sdk.backends.onnxruntime import open_backend
 
 pytestmark = pytest.mark.torch
 

@@ -92,7 +92,7 @@ Doubtful pneumonia. · PN?
 Probable atelectasis. · AT?
 Opacity likely representing atelectasis. · LO+ AT?
 Appearance suggests edema. · ED?
-Pneumonia is in the differential. · PN?
+Bronchopneumonia is in the differential. · PN?
 Atypical infection is a consideration. · PN?
 Raises the possibility of pneumonia. · PN?
 Differential considerations include edema, infection, and hemorrhage. · ED? PN?
@@ -138,11 +138,11 @@ Sequela of prior infection. ·
 Stable cardiomegaly without effusion. · CM+ PE-
 Borderline enlarged heart. · CM+
 Heart size is borderline. · CM?
-Heart size is top-normal. · CM-
+Cardiac size is top-normal. · CM-
 Heart size is mildly increased. · CM+
-Moderate increase in size of the cardiac silhouette. · CM+
+Marked increase in size of the heart. · CM+
 The heart remains enlarged. · CM+
-The heart is not significantly enlarged. · CM-
+The heart is not clearly enlarged. · CM-
 Heart size normal, enlarged thyroid. · CM-
 Heart size normal, increased interstitial markings. · CM-
 Normal heart size, large effusion. · CM- PE+
@@ -172,7 +172,7 @@ No pneumothorax after removal of the chest tube. · PX- SD-
 No XXXX of a pleural effusion. · PE-
 XXXX opacity, XXXX atelectasis. · LO+ AT+
 The XXXX are clear of effusion. · PE-
-Heart size XXXX large. · CM+
+Cardiac size XXXX large. · CM+
 XXXX is normal. ·
 
 # measures and comparisons

@@ -3,7 +3,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from trrg_train.augment import augment  # noqa: E402  # after the skip
+from trrg_train.augment import augment
 
 
 def test_it_is_deterministic_and_never_mirrors():

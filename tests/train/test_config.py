@@ -5,8 +5,8 @@ import pytest
 pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from trrg_sdk.errors import UsageError  # noqa: E402  # after the skip
-from trrg_train.config import read_config  # noqa: E402
+from trrg_sdk.errors import UsageError
+from trrg_train.config import read_config
 
 MINI = Path(__file__).parents[2] / "train" / "configs" / "mini.toml"
 

@@ -86,7 +86,7 @@ def test_a_file_that_is_no_dicom_is_refused(tmp_path):
     write_csv(tmp_path / "reports.csv", ["path", "report"], [("a.dcm", "x")])
     with pytest.raises(UsageError, match="line 2"):
         read_dicom_folder(tmp_path, source="clinic")
-    with pytest.raises(UsageError, match="columns path and report"):
+    with pytest.raises(UsageError, match="columns path, report"):
         read_dicom_folder(tmp_path / "none", source="clinic")
 
 

@@ -11,12 +11,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
-from trrg_train.data.annotation_json import read_annotation_json  # noqa: E402  # after the skip
-from trrg_train.data.labelled_images import read_labelled_images  # noqa: E402
-from trrg_train.data.phantom import write_dataset  # noqa: E402
-from trrg_train.data.study import label_matrix  # noqa: E402
-from trrg_train.evaluate import asserted, clue_auc, forced_figures, report_figures  # noqa: E402
-from trrg_train.writers import BundleWriter  # noqa: E402
+from trrg_train.data.annotation_json import read_annotation_json
+from trrg_train.data.labelled_images import read_labelled_images
+from trrg_train.data.phantom import write_dataset
+from trrg_train.data.study import label_matrix
+from trrg_train.evaluate import clue_auc, forced_figures, report_figures
+from trrg_train.evaluation.clinical import SENTENCE_LABELER, asserted
+from trrg_train.writers import BundleWriter
 
 MINI = Path(__file__).parents[2] / "trrg_sdk" / "bundles" / "mini"
 SEED, COUNT = 90210, 120
@@ -40,7 +41,7 @@ def test_reports_on_new_phantoms_are_right_and_listen_to_the_image(writer, phant
     assert len(refused) <= COUNT // 50, f"the gate refuses phantoms: {refused}"
     kept = [(study, w) for study, w in zip(phantoms, written, strict=True) if w is not None]
     labels = label_matrix([study for study, _ in kept]).astype(np.float64)
-    figures = report_figures(asserted([w.text for _, w in kept]), labels)
+    figures = report_figures(asserted([w.text for _, w in kept], SENTENCE_LABELER, uncertain="absent"), labels)
     assert figures["macro_f1"] >= 0.8
     assert figures["macro_f1_images_shuffled"] < figures["macro_f1"] / 2
     views = np.array([study.view for study, _ in kept])

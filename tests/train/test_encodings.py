@@ -10,12 +10,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from trrg_sdk.errors import UsageError  # noqa: E402  # after the skip
-from trrg_train import encodings  # noqa: E402
-from trrg_train.encodings import Views, cached_encodings, encode_batch  # noqa: E402
-from trrg_train.models.checkpoint import Checkpoint, CheckpointMeta  # noqa: E402
-from trrg_train.models.clue_bank import BankedClue  # noqa: E402
-from trrg_train.models.perceiver import Perceiver  # noqa: E402
+from trrg_sdk.errors import UsageError
+from trrg_train import encodings
+from trrg_train.encodings import Views, cached_encodings, encode_batch
+from trrg_train.models.checkpoint import Checkpoint, CheckpointMeta
+from trrg_train.models.clue_bank import BankedClue
+from trrg_train.models.perceiver import Perceiver
 
 STUDIES = 21
 

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from trrg_train.evaluate import asserted_sides, laterality  # noqa: E402  # after the skip
+from trrg_train.evaluate import asserted_sides, laterality
 
 LEFT = "FINDINGS: There is a small left pleural effusion. There is no right pneumothorax. IMPRESSION: Left effusion."
 RIGHT = "FINDINGS: There is a right pleural effusion. IMPRESSION: Right pleural effusion."

@@ -9,6 +9,7 @@ pytest.importorskip("pycocoevalcap")
 
 from trrg_sdk.errors import UsageError
 from trrg_sdk.labeler import OBSERVATIONS
+from trrg_train.data.cleaning import comparable
 from trrg_train.evaluation.bootstrap import interval, mean_statistic, resample_weights
 from trrg_train.evaluation.clinical import (
     FIVE,
@@ -18,7 +19,7 @@ from trrg_train.evaluation.clinical import (
     clinical_statistics,
     observation_statistics,
 )
-from trrg_train.evaluation.floors import constant_report, frequent_sentences, in_train, normalise
+from trrg_train.evaluation.floors import constant_report, frequent_sentences, in_train
 from trrg_train.evaluation.scores import Weighting
 
 NORMAL = "The lungs are clear. The heart is normal in size."
@@ -142,13 +143,13 @@ def test_duplicates_ignore_case_and_punctuation_only():
     train = ["Lungs clear, 3 cm mass.", NORMAL]
     found = in_train(["lungs CLEAR 3 cm mass", "lungs clear 4 cm mass", NORMAL], train)
     assert found.tolist() == [True, False, True]
-    assert normalise(" A-b.\n1.5 ") == "a b 1 5"
+    assert comparable(" A-b.\n1.5 ") == "a b 1 5"
 
 
 def test_the_constant_report_is_the_best_on_train():
     rare = "There is a large right pneumothorax with complete collapse of the lung."
     floor = constant_report([NORMAL] * 8 + [rare], seed=0)
-    assert normalise(floor.text) == normalise(NORMAL)
+    assert comparable(floor.text) == comparable(NORMAL)
     assert floor.share == pytest.approx(8 / 9)
     assert floor.text not in repr(floor)
 
@@ -158,10 +159,10 @@ def test_sentences_can_beat_every_whole_report():
     odd = [" ".join(f"word{number}{letter}" for letter in "abcdefghij") + "." for number in range(20)]
     common = "The lungs are clear without focal consolidation. No effusion is seen on either side."
     train = [*odd, *(f"{common} Film {number}." for number in range(40))]
-    assert normalise(frequent_sentences(train)[1]) == normalise(common)
+    assert comparable(frequent_sentences(train)[1]) == comparable(common)
     floor = constant_report(train, seed=0)
     assert (floor.kind, floor.share) == ("sentences", 0)
-    assert normalise(floor.text).startswith(normalise(common))
+    assert comparable(floor.text).startswith(comparable(common))
 
 
 def test_no_train_no_floor():

@@ -3,12 +3,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-import math  # noqa: E402  # after the skip, so that a bare runtime can collect this file
+import math
 
-from torch.nn.functional import normalize  # noqa: E402
+from torch.nn.functional import normalize
 
-from trrg_train.losses import Relation, prompt_contrast, sentence_contrast  # noqa: E402
-from trrg_train.models.consistency import bernoulli_kl, consistency_loss  # noqa: E402
+from trrg_train.losses import Relation, prompt_contrast, sentence_contrast
+from trrg_train.models.consistency import bernoulli_kl, consistency_loss
 
 
 def unit(*shape, seed=0):

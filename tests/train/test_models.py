@@ -6,18 +6,18 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from torch.nn.functional import normalize  # noqa: E402  # after the skip
+from torch.nn.functional import normalize
 
-from trrg_sdk.errors import UsageError  # noqa: E402
-from trrg_train.models.checkpoint import CheckpointMeta, load_checkpoint, save_checkpoint  # noqa: E402
-from trrg_train.models.clue_bank import BankedClue, clue_inputs, embed_bank  # noqa: E402
-from trrg_train.models.config import ModelConfig  # noqa: E402
-from trrg_train.models.fusion import Fusion  # noqa: E402
-from trrg_train.models.interaction import CrossModalInteraction  # noqa: E402
-from trrg_train.models.perceiver import Perceiver  # noqa: E402
-from trrg_train.models.tokenizer import train_tokenizer  # noqa: E402
-from trrg_train.models.trrg import EncodedImages, Prompt, Trrg  # noqa: E402
-from trrg_train.models.vision import VisionEncoder  # noqa: E402
+from trrg_sdk.errors import UsageError
+from trrg_train.models.checkpoint import CheckpointMeta, load_checkpoint, save_checkpoint
+from trrg_train.models.clue_bank import BankedClue, clue_inputs, embed_bank
+from trrg_train.models.config import ModelConfig
+from trrg_train.models.fusion import Fusion
+from trrg_train.models.interaction import CrossModalInteraction
+from trrg_train.models.perceiver import Perceiver
+from trrg_train.models.tokenizer import train_tokenizer
+from trrg_train.models.trrg import EncodedImages, Prompt, Trrg
+from trrg_train.models.vision import VisionEncoder
 
 PREPROCESS = {"size": 64}
 

@@ -8,10 +8,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from trrg_train.cli import main  # noqa: E402  # after the skip
-from trrg_train.config import read_config  # noqa: E402
-from trrg_train.models.perceiver import Perceiver  # noqa: E402
-from trrg_train.plan import GIB, StagePlan, kept_bytes, plan_run  # noqa: E402
+from trrg_train.cli import main
+from trrg_train.config import read_config
+from trrg_train.models.perceiver import Perceiver
+from trrg_train.plan import GIB, StagePlan, kept_bytes, plan_run
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs"
 

@@ -14,11 +14,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from trrg_sdk.errors import UsageError  # noqa: E402  # after the skip
-from trrg_train.cli import main  # noqa: E402
-from trrg_train.draws import Draws, batch_random  # noqa: E402
-from trrg_train.stage1 import Stage1Task  # noqa: E402
-from trrg_train.trainer import disk_is_full, last_complete  # noqa: E402
+from trrg_sdk.errors import UsageError
+from trrg_train.cli import main
+from trrg_train.draws import Draws, batch_random
+from trrg_train.stage1 import Stage1Task
+from trrg_train.trainer import disk_is_full, last_complete
 
 
 @pytest.fixture
@@ -105,6 +105,14 @@ def test_a_full_disk_keeps_the_last_good_step(run, monkeypatch, capsys):
     assert sorted(losses(config, "stage1")) == list(range(1, 31))
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+def test_a_new_run_never_finds_the_steps_of_an_old_one(run, capsys):
+    config = run("again", epochs=2)
+    assert main(["stage1", str(config)]) == 0
+    assert main(["stage1", str(config)]) == UsageError.exit_code
+    assert "go on with --resume, or remove the folder" in capsys.readouterr().err
+
+
 def test_what_a_full_disk_looks_like():
     assert disk_is_full(OSError(errno.ENOSPC, "x"))
     assert disk_is_full(RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"))
@@ -118,6 +126,8 @@ def test_each_epoch_draws_every_study_as_often_as_it_stands_there():
     assert len(studies) == 10
     assert sorted(studies[:4]) == sorted(studies[4:8]) == [4, 7, 7, 9]
     assert [draws[k].number for k in range(10)] == list(range(10))
+    with pytest.raises(UsageError, match="no study"):
+        Draws([], epochs=1, seed=1)
     assert studies == [d.study for d in (Draws([4, 7, 7, 9], epochs=2.5, seed=1)[k] for k in range(10))]
     assert any(Draws(range(40), epochs=1, seed=s)[0] != Draws(range(40), epochs=1, seed=1)[0] for s in range(2, 9))
 

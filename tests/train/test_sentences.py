@@ -4,9 +4,9 @@ import pytest
 pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from trrg_sdk.labeler import OBSERVATIONS  # noqa: E402  # after the skip
-from trrg_train.data.sentences import SentenceSampler, labelled_sentences, relations, report_states  # noqa: E402
-from trrg_train.losses import Relation  # noqa: E402
+from trrg_sdk.labeler import OBSERVATIONS
+from trrg_train.data.sentences import SentenceSampler, labelled_sentences, relations, report_states
+from trrg_train.losses import Relation
 
 REPORT = (
     "FINDINGS: There is a small left pleural effusion. No pneumothorax. The heart size is normal. "

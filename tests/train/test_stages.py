@@ -7,8 +7,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from trrg_train.cli import main  # noqa: E402  # after the skip
-from trrg_train.models.checkpoint import load_checkpoint  # noqa: E402
+from trrg_train.cli import main
+from trrg_train.models.checkpoint import load_checkpoint
 
 
 @pytest.mark.slow

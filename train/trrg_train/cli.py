@@ -43,22 +43,21 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     """Describe the options of ``evaluate``."""
     evaluate.add_argument("model", type=Path, nargs="?", help="a stage-2 checkpoint or a bundle")
     evaluate.add_argument("config", type=Path, nargs="?", help="the TOML that names the data")
-    evaluate.add_argument("--split", choices=("val", "test"), default="test", help="which held-out studies")
-    evaluate.add_argument("--limit", type=int, default=0, help="at most so many studies a source; 0 means all")
-    evaluate.add_argument(
-        "--store", type=Path, metavar="CHECKPOINT", help="keep the figures in this checkpoint, for the model card"
-    )
+    evaluate.add_argument("--split", choices=("val", "test"), help="of a model: test unless given; of a csv: all")
+    evaluate.add_argument("--limit", type=int, help="at most so many studies a source of CONFIG")
+    evaluate.add_argument("--store", type=Path, metavar="CHECKPOINT", help="keep the figures there, for the model card")
     texts = evaluate.add_argument_group("written reports", "instead of MODEL and CONFIG")
     texts.add_argument("--predictions", type=Path, metavar="CSV", help="study_id,report")
     texts.add_argument("--references", type=Path, metavar="CSV", help="study_id,report and, if known, patient")
+    texts.add_argument("--rexrank", type=Path, metavar="JSON", help="instead of both: an output file of ReXrank")
     texts.add_argument(
         "--train", type=Path, metavar="CSV", help="report: what the model was trained on, for the floors"
     )
     texts.add_argument(
-        "--tokenizer", choices=("plain", "ptb"), default="plain", help="of the text scores; ptb needs Java"
+        "--tokenizer", choices=("plain", "ptb"), help="of the text scores: plain unless given; ptb needs Java"
     )
-    texts.add_argument("--uncertain", choices=("absent", "present"), default="absent", help="what a doubt counts as")
-    texts.add_argument("--resamples", type=int, default=1000, help="of patients, for the 95 %% intervals")
+    texts.add_argument("--uncertain", choices=("absent", "present"), help="what a doubt counts as: absent unless given")
+    texts.add_argument("--resamples", type=int, help="of patients, for the 95 %% intervals: 1000 unless given")
     texts.add_argument("--no-meteor", action="store_true", help="leave METEOR out, which needs Java")
     texts.add_argument("--chexbert", type=Path, nargs=2, metavar=("WEIGHTS", "VOCABULARY"), help="label with CheXbert")
     texts.add_argument("--json", action="store_true", help="JSON instead of Markdown")
@@ -111,17 +110,31 @@ def _run(args: argparse.Namespace, typed: str) -> int:
     return 0
 
 
+OF_MODEL = ("model", "config", "limit", "store")
+OF_TEXTS = ("predictions", "references", "rexrank", "train", "tokenizer", "uncertain", "resamples", "chexbert")
+
+
 def _evaluate(args: argparse.Namespace) -> int:
-    of_model, of_texts = (args.model, args.config), (args.predictions, args.references, args.train)
-    if all(of_texts) and not any(of_model):
+    given = {name for name in (*OF_MODEL, *OF_TEXTS) if getattr(args, name) is not None}
+    if args.no_meteor or args.json:
+        given.add("no_meteor or json")
+    texts = [{"predictions", "references", "train"}, {"rexrank", "train"}]
+    if {"model", "config"} <= given <= set(OF_MODEL):
+        return _evaluate_model(args)
+    if any(given - set(OF_TEXTS[4:]) - {"no_meteor or json"} == needed for needed in texts):
         return _evaluate_texts(args)
-    if not all(of_model) or any(of_texts):
-        raise UsageError("evaluate needs MODEL and CONFIG, or --predictions, --references and --train")
+    raise UsageError(
+        "evaluate takes MODEL and CONFIG with --split, --limit and --store; or --train with --predictions and "
+        "--references (or --rexrank) and the other options of written reports"
+    )
+
+
+def _evaluate_model(args: argparse.Namespace) -> int:
     from trrg_train.config import read_config
     from trrg_train.evaluate import evaluate_path
 
-    limit = args.limit or None
-    print(evaluate_path(args.model, read_config(args.config), split=args.split, limit=limit, store=args.store))
+    config, split = read_config(args.config), args.split or "test"
+    print(evaluate_path(args.model, config, split=split, limit=args.limit, store=args.store))
     return 0
 
 
@@ -129,26 +142,27 @@ def _evaluate_texts(args: argparse.Namespace) -> int:
     from trrg_train.evaluation.clinical import SENTENCE_LABELER
     from trrg_train.evaluation.comparison import EvaluationOptions, evaluate_texts
     from trrg_train.evaluation.pairs import read_predictions, read_train_reports
+    from trrg_train.evaluation.rexrank import read_pairs
 
+    if args.rexrank and args.split:
+        raise UsageError("an output file of ReXrank is one split already: leave --split out")
     labeler = SENTENCE_LABELER
     if args.chexbert:
         from trrg_train.evaluation.chexbert import load_chexbert
 
         labeler = load_chexbert(*args.chexbert)
-    pairs = read_predictions(args.predictions, args.references)
-    result = evaluate_texts(
-        pairs.predictions,
-        pairs.references,
-        train_reports=read_train_reports(args.train),
-        patients=pairs.patients,
-        options=EvaluationOptions(
-            tokenizer=args.tokenizer,
-            uncertain=args.uncertain,
-            resamples=args.resamples,
-            meteor=not args.no_meteor,
-            labeler=labeler,
-        ),
+    options = EvaluationOptions(
+        tokenizer=args.tokenizer or "plain",
+        uncertain=args.uncertain or "absent",
+        resamples=1000 if args.resamples is None else args.resamples,
+        meteor=not args.no_meteor,
+        labeler=labeler,
     )
+    of_csv = (args.predictions, args.references)
+    pairs = read_pairs(args.rexrank) if args.rexrank else read_predictions(*of_csv, split=args.split)
+    train = read_train_reports(args.train)
+    texts = (pairs.predictions, pairs.references)
+    result = evaluate_texts(*texts, train_reports=train, patients=pairs.patients, options=options)
     print(result.to_json() if args.json else result.to_markdown())
     return 0
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from trrg_sdk.errors import UsageError
+
 
 class Draw(NamedTuple):
     """One study, drawn once.
@@ -36,7 +38,12 @@ class Draws(Dataset[Draw]):
             studies: Indices of one epoch.
             epochs: Passes over them; the last may be a part.
             seed: Of the permutations.
+
+        Raises:
+            UsageError: There is no study.
         """
+        if not studies:
+            raise UsageError("no study is in the split train; look at the sources with trrg-train data check")
         count = round(epochs * len(studies))
         order = np.array(studies, dtype=np.int64)
         passes = -(-count // len(order))

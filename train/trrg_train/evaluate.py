@@ -20,6 +20,7 @@ from trrg_sdk.labeler import OBSERVATIONS, label_report, label_sentence, split_s
 from trrg_train.config import RunConfig
 from trrg_train.data.sources import read_sources
 from trrg_train.data.study import Study, label_matrix
+from trrg_train.evaluation.clinical import SENTENCE_LABELER, asserted
 from trrg_train.metrics import auc, f1_per_class, macro
 from trrg_train.models.checkpoint import update_evaluation
 from trrg_train.writers import BundleWriter, CheckpointWriter, Writer, Written
@@ -70,7 +71,7 @@ def evaluate(writer: Writer, studies: Sequence[Study]) -> dict[str, Any]:
     kept = [(s, w) for s, w in zip(studies, written, strict=True) if w is not None]
     labels = label_matrix([s for s, _ in kept]).astype(np.float64)
     probabilities = np.stack([w.probabilities for _, w in kept])
-    said = asserted([w.text for _, w in kept])
+    said = asserted([w.text for _, w in kept], SENTENCE_LABELER, uncertain="absent")
     views = np.array([s.view for s, _ in kept])
     return {
         "studies": len(studies),
@@ -82,12 +83,6 @@ def evaluate(writer: Writer, studies: Sequence[Study]) -> dict[str, Any]:
         "distinct_reports": len({w.text for _, w in kept}),
         "forced_clues": forced_figures(writer, studies[:FORCED_STUDIES]),
     }
-
-
-def asserted(texts: Sequence[str]) -> NDArray[np.bool_]:
-    """Observations that each text asserts, bool (K, 14)."""
-    rows = [label_report(text) for text in texts]
-    return np.array([[row.get(o) == "present" for o in OBSERVATIONS] for row in rows], dtype=bool)
 
 
 def clue_auc(

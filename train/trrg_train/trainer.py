@@ -71,9 +71,12 @@ def fit(task: nn.Module, draws: Draws, batches: Collator, *, arguments: Training
         resume: Continue from the last step that was saved completely.
 
     Raises:
-        UsageError: The loss is no finite number, or the disk is full. What was saved before stays.
+        UsageError: The loss is no finite number, the disk is full (what was saved before stays), or an earlier run's
+            steps are there and were not asked for: a later --resume would take them for its own.
     """
     folder = Path(str(arguments.output_dir))
+    if not resume and last_complete(folder):
+        raise UsageError(f"{folder} holds steps of an earlier run: go on with --resume, or remove the folder")
     trainer = StudyTrainer(
         model=task,
         args=arguments,

@@ -8,6 +8,7 @@ import re
 _LIST_NUMBER = re.compile(
     r"(?:^|(?<=[.!?:;])\s+|\n)\s*(?:(?:\d{1,2}[.)]|[-*•])\s+(?=\D|\d+[.)]\s|[\d.]+ ?[cm]m\b)|\d{1,2}[.)](?=[A-Za-z]))+"
 )
+_WORD = re.compile(r"[a-z0-9]+")
 _BLANK = re.compile(r"_{2,}")
 _PARAGRAPH = re.compile(r"\n\s*\n")
 _UNENDED = re.compile(r"[^\s.!?:;,]$")
@@ -24,8 +25,8 @@ def collapse_space(text: str) -> str:
 
 
 def comparable(text: str) -> str:
-    """Text in which two reports are the same when they differ in white space and case only."""
-    return collapse_space(text).casefold()
+    """Words and numbers in lower case with one space between: what makes two reports the same, everywhere here."""
+    return " ".join(_WORD.findall(text.lower()))
 
 
 def shorten_blanks(text: str) -> str:

@@ -8,7 +8,6 @@ it does not anonymise: whoever knows an identifier can compute it.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from trrg_sdk import dicom_tags
 from trrg_sdk.errors import DicomError, UsageError
 from trrg_train.data.annotation_json import mentioned_labels
 from trrg_train.data.cleaning import clean_report
+from trrg_train.data.csv_rows import csv_rows
 from trrg_train.data.sections import extract_sections, findings_and_impression, headed_report
 from trrg_train.data.study import Study, frontal_index, split_named, split_of, view_named
 
@@ -26,7 +26,6 @@ VAL_SHARE, TEST_SHARE = 0.1, 0.2
 """Shares of the patients where the csv names no split."""
 
 _HEADER = ("StudyInstanceUID", "PatientID", "ViewPosition", "PatientAge", "PatientSex")
-_YEARS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}  # PS3.5 6.2, VR AS
 
 
 @dataclass(frozen=True)
@@ -67,24 +66,13 @@ def read_dicom_folder(folder: Path, *, source: str) -> list[Study]:
     return [_study(images, source) for images in studies.values()]
 
 
-def _rows(path: Path) -> list[tuple[Mapping[str, str], str]]:
+def _rows(path: Path) -> list[tuple[dict[str, str], str]]:
     """The rows with file and line, all columns either filled in everywhere or absent."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel writes a byte order mark
-            reader = csv.DictReader(file)
-            columns = tuple(reader.fieldnames or ())
-            rows: list[tuple[Mapping[str, str], str]] = [(row, f"{path}, line {reader.line_num}") for row in reader]
-    except FileNotFoundError as error:
-        raise UsageError(f"no {path.name} in {path.parent}; it has the columns path and report") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} is no csv in UTF-8 ({type(error).__name__}); save it as one") from error
-    missing = [name for name in ("path", "report") if name not in columns]
-    if missing:
-        raise UsageError(f"{path}, line 1: the column {missing[0]} is missing")
-    for name in ("path", *(n for n in ("study", "patient", "split") if n in columns)):
-        for row, where in rows:
+    rows = list(csv_rows(path, columns=("path", "report")))
+    for row, where in rows:
+        for name in row.keys() & {"path", "study", "patient", "split"}:
             # One patient named in some rows and hashed in others would be two, in two splits.
-            if not (row[name] or "").strip():
+            if not row[name].strip():
                 raise UsageError(f"{where}: {name} is empty; fill it in every row or leave the column out")
     return rows
 
@@ -101,9 +89,9 @@ def _image(row: Mapping[str, str], folder: Path, source: str, where: str) -> _Im
         study=study or f"{source}-{_hashed(header, 'StudyInstanceUID', where)}",
         patient=patient,
         split=split_named(split, where) if split else split_of(patient, val=VAL_SHARE, test=TEST_SHARE),
-        report=(row["report"] or "").strip(),
+        report=row["report"].strip(),
         view=view_named(header["ViewPosition"]),
-        age=_age(header["PatientAge"]),
+        age=header["PatientAge"],
         sex=header["PatientSex"] if header["PatientSex"] in ("F", "M", "O") else "",
     )
 
@@ -157,6 +145,7 @@ def _header(path: Path, where: str) -> dict[str, str]:
             tags = [*_HEADER, "ViewCodeSequence"]
             dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=tags)
             header = {name: str(dicom_tags.raw(dataset, name) or "").strip() for name in _HEADER}
+            age = dicom_tags.age_years(dataset)
             sequence = dicom_tags.raw(dataset, "ViewCodeSequence")
             meaning = str(dicom_tags.raw(sequence[0], "CodeMeaning") or "") if sequence else ""
     except OSError as error:
@@ -165,7 +154,11 @@ def _header(path: Path, where: str) -> dict[str, str]:
         raise UsageError(f"{where}: {error}") from error
     except Exception as error:  # a broken structure raises whatever the parser trips over, with values in its text
         raise UsageError(f"{where}: the file is no readable DICOM ({type(error).__name__})") from None
-    return {**header, "ViewPosition": header["ViewPosition"] or meaning}
+    return {
+        **header,
+        "ViewPosition": header["ViewPosition"] or meaning,
+        "PatientAge": "" if age is None else str(int(age)),
+    }
 
 
 def _hashed(header: Mapping[str, str], keyword: str, where: str) -> str:
@@ -174,9 +167,3 @@ def _hashed(header: Mapping[str, str], keyword: str, where: str) -> str:
         column = "patient" if keyword == "PatientID" else "study"
         raise UsageError(f"{where}: the file has no {dicom_tags.label(keyword)}; add a column {column} to the csv")
     return hashlib.sha256(value.encode()).hexdigest()[:16]
-
-
-def _age(text: str) -> str:
-    """Years of an age string such as 063Y, whole."""
-    valid = len(text) == 4 and text[:3].isdigit() and text[3] in _YEARS
-    return str(int(int(text[:3]) * _YEARS[text[3]])) if valid else ""

@@ -5,7 +5,6 @@ The text is composed by the phantom's grammar from the labels, so no report text
 
 from __future__ import annotations
 
-import csv
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from trrg_sdk.errors import UsageError
 from trrg_sdk.labeler import OBSERVATIONS
+from trrg_train.data.csv_rows import csv_rows
 from trrg_train.data.finding import KINDS, Finding
 from trrg_train.data.grammar import compose_report
 from trrg_train.data.study import Study, split_of
@@ -56,22 +56,13 @@ def read_labelled_images(folder: Path, *, source: str, prefix: str) -> list[Stud
         UsageError: The file is missing, or a row has an unknown label; names the row.
     """
     path = folder / "labels.csv"
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-    except FileNotFoundError as error:
-        raise UsageError(f"no labels.csv in {folder}") from error
-    missing = [name for name in ("file", "patient", "labels", "view") if name not in (reader.fieldnames or ())]
-    if missing:
-        raise UsageError(f"{path}, line 1: the column {missing[0]} is missing")
     studies = []
-    for number, row in enumerate(rows, start=2):
+    for row, where in csv_rows(path, columns=("file", "patient", "labels", "view")):
         if row["file"].startswith(prefix):
             names = row["labels"].split("|")
             unknown = [name for name in names if name not in KIND_OF_LABEL]
             if unknown:
-                raise UsageError(f"{path}, line {number}: unknown labels {', '.join(unknown)}")
+                raise UsageError(f"{where}: unknown labels {', '.join(unknown)}")
             study = _study(row, names, folder, source)
             if study is not None:
                 studies.append(study)

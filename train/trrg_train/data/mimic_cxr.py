@@ -11,8 +11,6 @@ Source: https://physionet.org/content/mimic-cxr-jpg/2.1.0/, whose csv files keep
 
 from __future__ import annotations
 
-import csv
-import gzip
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from pathlib import Path
 from trrg_sdk.errors import UsageError
 from trrg_sdk.labeler import OBSERVATIONS
 from trrg_train.data.cleaning import clean_report
+from trrg_train.data.csv_rows import csv_rows
 from trrg_train.data.sections import extract_sections, findings_and_impression, headed_report
 from trrg_train.data.study import Study, frontal_index, split_named, view_named
 
@@ -138,26 +137,10 @@ def _labels(folder: Path) -> dict[str, dict[str, bool]]:
 def _rows(folder: Path, kind: str, *columns: str) -> Iterator[tuple[Row, str]]:
     """The rows of a csv file, one at a time, each with its file and line."""
     plain = folder / f"{VERSION}-{kind}.csv"
-    path = plain if plain.is_file() else plain.with_name(f"{plain.name}.gz")
-    try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8", newline="")
-            if path != plain
-            else plain.open(encoding="utf-8", newline="") as file
-        ):
-            reader = csv.DictReader(file)
-            missing = [column for column in columns if column not in (reader.fieldnames or ())]
-            if missing:
-                raise UsageError(f"{path}, line 1: the column {missing[0]} is missing")
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                if any(row[column] is None for column in columns):
-                    raise UsageError(f"{where}: fewer values than columns; the file may be cut off")
-                yield row, where
-    except FileNotFoundError as error:
-        raise UsageError(f"neither {plain.name} nor {path.name} is in {folder}") from error
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} is damaged ({error}); download it again") from error
+    packed = plain.with_name(f"{plain.name}.gz")
+    if not plain.is_file() and not packed.is_file():
+        raise UsageError(f"neither {plain.name} nor {packed.name} is in {folder}")
+    return csv_rows(plain if plain.is_file() else packed, columns=columns)
 
 
 def _report(path: Path, where: str) -> str:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from trrg_sdk.errors import UsageError
 from trrg_sdk.labeler import OBSERVATIONS
+from trrg_train.data.cleaning import comparable
 from trrg_train.evaluation import clinical
 from trrg_train.evaluation.clinical import SENTENCE_LABELER, UNCERTAIN, Labeler, Uncertain
-from trrg_train.evaluation.floors import RULE, Floor, constant_report, in_train, normalise
+from trrg_train.evaluation.floors import RULE, Floor, constant_report, in_train
 from trrg_train.evaluation.meteor import NEEDS_JAVA, java_is_here
 from trrg_train.evaluation.scores import Score, Weighting
 from trrg_train.evaluation.tables import Facts, Observation, TextEvaluation
@@ -99,7 +100,7 @@ def _check(predictions: Sequence[str], references: Sequence[str], patients: Sequ
         raise UsageError(f"{len(predictions)} predictions for {len(references)} references: give one each")
     if patients and len(patients) != len(references):
         raise UsageError(f"{len(patients)} patients for {len(references)} references: give one each, or none")
-    wordless = [row for row, text in enumerate(references) if not normalise(text)]
+    wordless = [row for row, text in enumerate(references) if not comparable(text)]
     if wordless:
         raise UsageError(f"{len(wordless)} references have no word, first number {wordless[0]} (from 0)")
 
@@ -156,7 +157,7 @@ def _facts(
     train_reports: Sequence[str],
     floor: Floor,
 ) -> Facts:
-    counts = Counter(normalise(text) for text in predictions)
+    counts = Counter(comparable(text) for text in predictions)
     return Facts(
         studies=len(predictions),
         patients=len(set(patients)) if patients else None,

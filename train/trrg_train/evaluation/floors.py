@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,12 +11,12 @@ from numpy.typing import NDArray
 
 from trrg_sdk.errors import UsageError
 from trrg_sdk.labeler import split_sentences
+from trrg_train.data.cleaning import comparable
 from trrg_train.evaluation.text import bleu, bleu_counts, tokenize
 
 WHOLE_REPORTS = 20
 MAX_SENTENCES = 12
 SAMPLE = 300
-_WORD = re.compile(r"[a-z0-9]+")
 
 RULE = (
     f"of the {WHOLE_REPORTS} most frequent whole train reports and the 1 to {MAX_SENTENCES} most frequent train "
@@ -32,7 +31,7 @@ class Floor:
     Attributes:
         text: Written for every study; train text, hence never printed.
         kind: ``"whole report"`` or ``"sentences"``.
-        share: Of the train reports, how many are this very text (normalised).
+        share: Of the train reports, how many are this very text (comparabled).
     """
 
     text: str = field(repr=False)
@@ -40,15 +39,10 @@ class Floor:
     share: float
 
 
-def normalise(text: str) -> str:
-    """Words and numbers in lower case with one space between: what makes two texts the same."""
-    return " ".join(_WORD.findall(text.lower()))
-
-
 def in_train(references: Sequence[str], train_reports: Sequence[str]) -> NDArray[np.bool_]:
     """Whether each reference stands word for word in train, bool (K,); case and punctuation do not count."""
-    known = {normalise(text) for text in train_reports}
-    return np.array([normalise(text) in known for text in references], dtype=bool)
+    known = {comparable(text) for text in train_reports}
+    return np.array([comparable(text) in known for text in references], dtype=bool)
 
 
 def constant_report(train_reports: Sequence[str], *, seed: int) -> Floor:
@@ -61,7 +55,7 @@ def constant_report(train_reports: Sequence[str], *, seed: int) -> Floor:
     Raises:
         UsageError: There is no train report with a word.
     """
-    reports = [text for text in train_reports if normalise(text)]
+    reports = [text for text in train_reports if comparable(text)]
     if not reports:
         raise UsageError("the constant-report floor is made from train reports: at least one with a word is needed")
     chosen = np.random.default_rng(seed).permutation(len(reports))[:SAMPLE]
@@ -69,16 +63,16 @@ def constant_report(train_reports: Sequence[str], *, seed: int) -> Floor:
     candidates = [("whole report", text) for text in frequent_reports(reports)]
     candidates += [("sentences", text) for text in frequent_sentences(reports)]
     kind, text = max(candidates, key=lambda candidate: _fit(candidate[1], sample))
-    same = sum(normalise(report) == normalise(text) for report in reports)
+    same = sum(comparable(report) == comparable(text) for report in reports)
     return Floor(text, kind, same / len(reports))
 
 
 def frequent_reports(reports: Sequence[str]) -> list[str]:
     """The most frequent whole reports, each in the form that occurs first."""
-    counts = Counter(normalise(text) for text in reports)
+    counts = Counter(comparable(text) for text in reports)
     first: dict[str, str] = {}
     for text in reports:
-        first.setdefault(normalise(text), text)
+        first.setdefault(comparable(text), text)
     return [first[key] for key, _ in counts.most_common(WHOLE_REPORTS)]
 
 
@@ -89,7 +83,7 @@ def frequent_sentences(reports: Sequence[str]) -> list[str]:
     for report in reports:
         spans = split_sentences(report)
         for place, span in enumerate(spans):
-            key = normalise(span.text)
+            key = comparable(span.text)
             first.setdefault(key, span.text)
             places[key].append(place / len(spans))
     ranked = sorted(places, key=lambda key: -len(places[key]))[:MAX_SENTENCES]

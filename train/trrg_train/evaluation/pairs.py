@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trrg_sdk.errors import UsageError
-from trrg_train.evaluation.floors import normalise
+from trrg_train.data.cleaning import comparable
+from trrg_train.data.csv_rows import csv_rows
 
 SHOWN = 5
 
@@ -43,16 +43,16 @@ def read_predictions(predictions: Path, references: Path, *, split: str | None =
     """
     wanted: dict[str, Mapping[str, str]] = {}
     others: set[str] = set()
-    for where, row in _rows(references, needed=("study_id", "report", *(("split",) if split else ()))):
+    for row, where in csv_rows(references, columns=("study_id", "report", *(("split",) if split else ()))):
         _once(row["study_id"], wanted.keys() | others, where)
         if split and row["split"] != split:
             others.add(row["study_id"])
             continue
-        if not normalise(row["report"]):
+        if not comparable(row["report"]):
             raise UsageError(f"{where}: a reference without a word cannot be scored against; give a report")
         wanted[row["study_id"]] = row
     written: dict[str, str] = {}
-    for where, row in _rows(predictions, needed=("study_id", "report")):
+    for row, where in csv_rows(predictions, columns=("study_id", "report")):
         _once(row["study_id"], written.keys(), where)
         if row["study_id"] not in others:
             written[row["study_id"]] = row["report"]
@@ -76,30 +76,11 @@ def read_train_reports(path: Path) -> list[str]:
     Raises:
         UsageError: The file or its column is missing, or no row is left.
     """
-    rows = [row for _, row in _rows(path, needed=("report",))]
+    rows = [row for row, _ in csv_rows(path, columns=("report",))]
     reports = [row["report"] for row in rows if row.get("split", "train") == "train"]
     if not reports:
         raise UsageError(f"{path} has no train report (rows: {len(rows)}); its split column must say train")
     return reports
-
-
-def _rows(path: Path, *, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in needed if name not in (reader.fieldnames or ())]
-            if missing:
-                message = f"{path}: column {missing[0]!r} is missing; found {', '.join(reader.fieldnames or ())}"
-                raise UsageError(message)
-            for row in reader:
-                where = f"{path}: line {reader.line_num}"
-                if None in row or any(value is None for value in row.values()):
-                    raise UsageError(f"{where}: {len(reader.fieldnames or ())} fields are expected; quote the commas")
-                yield where, row
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UsageError(f"{path} is no file; give a csv with the columns {', '.join(needed)}") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no csv in UTF-8: {type(error).__name__}") from error
 
 
 def _once(study_id: str, known: Iterable[str], where: str) -> None:

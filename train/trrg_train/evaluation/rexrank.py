@@ -1,60 +1,23 @@
-"""ReXrank's output file: every record of its input, unchanged, with ``model_prediction`` added.
+"""ReXrank's output file: predictions and references in one, where the references are public.
 
-The form is that of the leaderboard's test files and example submission (github.com/rajpurkarlab/ReXrank, ``data/`` and
-``example_files/``): one object with a record a study id. Studies to write reports for are read by
+The form is that of the leaderboard's example submission (github.com/rajpurkarlab/ReXrank, ``example_files/``): one
+record a study id, that of the input with ``model_prediction`` added. Studies to write reports for are read by
 ``trrg_train.data.rexrank``.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trrg_sdk.errors import UsageError
-from trrg_train.evaluation.floors import normalise
+from trrg_train.data.cleaning import comparable
 from trrg_train.evaluation.pairs import Pairs
 
 PREDICTION = "model_prediction"
 SECTIONS = (("Findings", "section_findings"), ("Impression", "section_impression"))
-
-
-def write_predictions(input_json: Path, output_json: Path, predictions: Mapping[str, str]) -> None:
-    """Write the output file of an input file.
-
-    The output is replaced as a whole, so that a killed run leaves the old one.
-
-    Args:
-        input_json: ReXrank's ``--input_json_file``.
-        output_json: ReXrank's ``--save_json_file``.
-        predictions: Study id to report, one for every study of the input.
-
-    Raises:
-        UsageError: The input is no such file, or the ids differ.
-    """
-    records = _records(input_json)
-    for ids, problem in (
-        ([study for study in records if study not in predictions], "have no prediction"),
-        ([study for study in predictions if study not in records], "are predicted and not in it"),
-    ):
-        if ids:
-            raise UsageError(f"{input_json}: {len(ids)} studies {problem}, first {ids[0]}; every study is needed once")
-    written = {study: {**record, PREDICTION: predictions[study]} for study, record in records.items()}
-    part = output_json.with_name(f"{output_json.name}.part")
-    part.write_text(json.dumps(written, indent=4), encoding="utf-8")
-    os.replace(part, output_json)
-
-
-def read_predicted(output_json: Path) -> dict[str, str]:
-    """Study id to report of an output file, those studies only that have one, so that a run can go on.
-
-    Raises:
-        UsageError: The file is no such file.
-    """
-    records = _records(output_json)
-    return {study: str(record[PREDICTION]) for study, record in records.items() if PREDICTION in record}
 
 
 def read_pairs(output_json: Path) -> Pairs:
@@ -66,12 +29,13 @@ def read_pairs(output_json: Path) -> Pairs:
     Raises:
         UsageError: A study has no prediction or no reference.
     """
-    records, written = _records(output_json), read_predicted(output_json)
+    records = _records(output_json)
+    written = {study: str(record[PREDICTION]) for study, record in records.items() if PREDICTION in record}
     references = {study: _reference(record) for study, record in records.items()}
     for study, reference in references.items():
         if study not in written:
             raise UsageError(f"{output_json}: {study} has no {PREDICTION}: this is not an output file of ReXrank")
-        if not normalise(reference):
+        if not comparable(reference):
             raise UsageError(f"{output_json}: {study} has neither section_findings nor section_impression")
     if not records:
         raise UsageError(f"{output_json} has no study")
