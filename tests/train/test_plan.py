@@ -43,6 +43,17 @@ def test_parameters_and_activations_are_those_of_the_real_model(mini, tiny_confi
     assert stage.activations == pytest.approx(kept_bytes(step, real, config.stage1.optim), rel=0.02)
 
 
+def test_what_autograd_keeps_is_counted_once_and_without_the_weights(mini):
+    layer = torch.nn.Linear(8, 2)
+    inputs = torch.randn(4, 8, requires_grad=True)
+
+    def step():
+        layer(inputs)
+        layer(inputs)
+
+    assert kept_bytes(step, layer, mini.stage1.optim) == 4 * 8 * 4
+
+
 def test_activations_grow_with_the_batch_and_halve_with_bf16(mini, tiny_config):
     one, two = (plan_run(small(mini, tiny_config, batch=b)).stages[0].activations for b in (8, 16))
     assert 1.3 < two / one < 2.0, "the prompts do not grow"

@@ -16,9 +16,10 @@ pytestmark = pytest.mark.torch
 
 from trrg_sdk.errors import UsageError
 from trrg_train.cli import main
+from trrg_train.config import OptimConfig
 from trrg_train.draws import Draws, batch_random
 from trrg_train.stage1 import Stage1Task
-from trrg_train.trainer import disk_is_full, last_complete
+from trrg_train.trainer import StudyTrainer, disk_is_full, last_complete, training_arguments
 
 
 @pytest.fixture
@@ -54,15 +55,19 @@ def killed(config, stage, *, after):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument")
-def test_a_killed_and_resumed_run_has_the_losses_of_an_uninterrupted_one(run):
+def test_a_killed_and_resumed_run_has_the_losses_of_an_uninterrupted_one(run, monkeypatch):
     whole, broken = run("whole"), run("broken")
+    steps, compute_loss = [], StudyTrainer.compute_loss
+    monkeypatch.setattr(StudyTrainer, "compute_loss", lambda *a, **k: steps.append(1) or compute_loss(*a, **k))
     for stage in ("stage1", "stage2"):
         assert main([stage, str(whole)]) == 0
         killed(broken, stage, after=10)
         half = broken.parent / "out" / f"{stage}-steps" / "checkpoint-17"
         half.mkdir()
         (half / "model.safetensors").write_bytes(b"half")
+        steps.clear()
         assert main([stage, str(broken), "--resume"]) == 0
+        assert len(steps) <= 20, "the first ten steps are not taken again"
         assert not half.exists(), "a step that was not written to its end is never loaded"
         expected = losses(whole, stage)
         assert sorted(expected) == list(range(1, 31))
@@ -142,3 +147,33 @@ def test_the_randomness_of_a_batch_belongs_to_its_first_draw():
     np.testing.assert_array_equal(numbers(2, 5), numbers(2, 5))
     assert (numbers(2, 5) != numbers(4, 5)).all()
     assert (numbers(2, 5) != numbers(2, 6)).all()
+
+
+def test_every_option_of_a_stage_reaches_the_trainer(tmp_path):
+    optim = OptimConfig(
+        2, 4, 3e-4, 0.01, 7, 11, 13, accumulation_steps=5, precision="bf16", activation_checkpointing=True
+    )
+    arguments = training_arguments(optim, tmp_path, seed=9)
+    reached = (arguments.per_device_train_batch_size, arguments.learning_rate, arguments.weight_decay)
+    assert reached == (4, 3e-4, 0.01)
+    assert (arguments.warmup_steps, arguments.save_steps, arguments.logging_steps) == (7, 11, 13)
+    assert (arguments.gradient_accumulation_steps, arguments.bf16, arguments.seed) == (5, True, 9)
+    assert arguments.activation_checkpointing
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+def test_bf16_accumulation_and_checkpointed_activations_train(run, capsys):
+    config = run("options", epochs=2)
+    options = 'precision = "bf16"\naccumulation_steps = 2\n'
+    text = config.read_text().replace("logging_steps = 1", f"logging_steps = 1\n{options}")
+    head, _, tail = text.rpartition(options)
+    config.write_text(head + options + "activation_checkpointing = true\n" + tail)
+    assert main(["stage1", str(config)]) == 0
+    assert main(["stage2", str(config)]) == 0
+    assert sorted(losses(config, "stage1")) == list(range(1, 7))
+    assert all(np.isfinite(list(losses(config, "stage2").values())))
+    everywhere = config.read_text().replace(options, options + "activation_checkpointing = true\n", 1)
+    config.write_text(everywhere.replace((config.parent / "out").as_posix(), (config.parent / "other").as_posix()))
+    assert main(["stage1", str(config)]) == UsageError.exit_code, "ResNet cannot"
+    assert "set activation_checkpointing = false" in capsys.readouterr().err

@@ -35,3 +35,28 @@ def test_both_stages_learn_to_see_and_to_say(toy_run, tmp_path, capsys):
 def test_stage_2_without_stage_1_says_so(toy_run, tmp_path, capsys):
     assert main(["stage2", str(toy_run(tmp_path, epochs=1))]) == 2
     assert "stage1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+def test_another_backbone_and_low_rank_adapters_train(toy_run, tmp_path):
+    """The parts of base.toml, a Swin encoder and an adapted language model, through both stages."""
+    config = toy_run(tmp_path, epochs=2)
+    text = config.read_text()
+    resnet = text[text.index('model_type = "resnet"') : text.index("[model.clue_encoder]")]
+    swin = """model_type = "swin"
+num_channels = 1
+image_size = 64
+embed_dim = 8
+depths = [2, 2]
+num_heads = [1, 2]
+window_size = 4
+"""
+    text = text.replace(resnet, swin).replace("patch_grid = [2, 2]", "patch_grid = [8, 8]\nlora_rank = 2")
+    config.write_text(text)
+    assert main(["stage1", str(config)]) == 0
+    assert main(["stage2", str(config)]) == 0
+    checkpoint = load_checkpoint(tmp_path / "out" / "stage2")
+    assert checkpoint.config.lora_rank == 0, "adapters are merged into the weights that are saved"
+    assert checkpoint.perceiver().vision.width == 16
+    assert not any("lora" in name for name in checkpoint.model.state_dict())

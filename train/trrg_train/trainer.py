@@ -52,6 +52,7 @@ def training_arguments(optim: OptimConfig, folder: Path, *, seed: int) -> Traini
         save_steps=optim.save_steps,
         save_total_limit=2,
         seed=seed,
+        use_cpu=not torch.accelerator.is_available(),  # bf16 on a CPU has to be asked for
         report_to=[],
         remove_unused_columns=False,
         dataloader_num_workers=0,
