@@ -13,10 +13,11 @@ from trrg_train.models.checkpoint import CheckpointMeta, load_checkpoint, save_c
 from trrg_train.models.clue_bank import BankedClue, clue_inputs, embed_bank
 from trrg_train.models.config import ModelConfig
 from trrg_train.models.fusion import Fusion
+from trrg_train.models.injection import HEAT_STRENGTH
 from trrg_train.models.interaction import CrossModalInteraction
 from trrg_train.models.perceiver import Perceiver
 from trrg_train.models.tokenizer import train_tokenizer
-from trrg_train.models.trrg import EncodedImages, Prompt, Trrg
+from trrg_train.models.trrg import EncodedImages, Prompt, ReportTokens, Trrg
 from trrg_train.models.vision import VisionEncoder
 
 PREPROCESS = {"size": 64}
@@ -33,6 +34,10 @@ def images(batch=2, patches=4, width=16, joint=16):
 def clues(batch=2, count=3, joint=16, override=-1.0):
     bank = [BankedClue(f"clue {i}", "there is", "there is no") for i in range(count)]
     return clue_inputs(bank, unit(count, joint), unit(count, joint), torch.full((batch, count), override))
+
+
+def report(ids):
+    return ReportTokens(ids, torch.ones_like(ids), torch.ones_like(ids, dtype=torch.bool))
 
 
 @pytest.fixture
@@ -137,6 +142,37 @@ def test_a_clue_token_says_where_as_loud_as_whether(tiny_config):
     assert where > 0.2 * whether
 
 
+def test_a_clue_token_starts_with_its_heat(tiny_config):
+    """Where a clue is hot can be read from the token by one linear rule for all clues, before any training."""
+    torch.manual_seed(0)
+    injection = Fusion(tiny_config, vision_width=16, llm_width=32).injection
+    generator = torch.Generator().manual_seed(0)
+    patches, clue = (torch.randn(*n, generator=generator) for n in ((1, tiny_config.patches, 16), (3, 16)))
+    patches, clue = (torch.nn.functional.normalize(t, dim=-1) for t in (patches, clue))
+    with torch.no_grad():
+        heat = (patches @ clue.t())[0].t()  # (C, N)
+        rows = injection.project((patches.unsqueeze(1) * clue.unsqueeze(1)).flatten(2))[0] - injection.project.bias
+    strength = HEAT_STRENGTH * (tiny_config.patches * 16) ** -0.5
+    assert torch.allclose(rows[:, : tiny_config.patches], strength * heat, atol=1e-5)
+
+
+def test_tokens_that_do_not_count_give_no_loss(model):
+    seen, inputs, labels = images(batch=1), clues(batch=1), torch.zeros(1, 3)
+    tokens = report(torch.randint(3, 300, (1, 4)))
+    last = tokens.ids.clone()
+    last[0, 3] = (last[0, 3] + 1) % 297 + 3
+    without = tokens.counted.clone()
+    without[0, 3] = False
+    with torch.no_grad():
+        losses = [
+            model(seen, inputs, ReportTokens(ids, tokens.mask, counted), labels).language_loss.item()
+            for ids in (tokens.ids, last)
+            for counted in (tokens.counted, without)
+        ]
+    assert losses[0] != pytest.approx(losses[2], abs=1e-4)
+    assert losses[1] == pytest.approx(losses[3], abs=1e-6)
+
+
 def test_the_gate_is_half_exactly_at_the_threshold(model, monkeypatch):
     seen, inputs = images(batch=1), clues(batch=1)
     gates = []
@@ -158,7 +194,7 @@ def test_switches_of_the_ablation(tiny_config):
         dataclasses.replace(tiny_config, clue_injection=False)
     silent = Trrg(tiny_config, vocab_size=300, prompt=Prompt((1,), (1,)), consistency_weight=0.0)
     ids = torch.randint(3, 300, (2, 6))
-    output = silent(images(), clues(), ids, torch.ones_like(ids), torch.zeros(2, 3))
+    output = silent(images(), clues(), report(ids), torch.zeros(2, 3))
     assert output.consistency_loss.item() == 0.0
     assert output.loss.item() == output.language_loss.item()
 
@@ -166,11 +202,10 @@ def test_switches_of_the_ablation(tiny_config):
 def test_padding_of_a_report_changes_no_loss(model):
     seen, inputs, labels = images(), clues(), torch.zeros(2, 3)
     ids = torch.randint(3, 300, (2, 6))
-    mask = torch.ones_like(ids)
     pad = torch.zeros(2, 5, dtype=torch.long)
     with torch.no_grad():
-        a = model(seen, inputs, ids, mask, labels)
-        b = model(seen, inputs, torch.cat((ids, pad), 1), torch.cat((mask, pad), 1), labels)
+        a = model(seen, inputs, report(ids), labels)
+        b = model(seen, inputs, ReportTokens(*(torch.cat((t, pad.to(t.dtype)), 1) for t in report(ids))), labels)
     assert a.language_loss.item() == pytest.approx(b.language_loss.item(), abs=1e-5)
     assert a.consistency_loss.item() == pytest.approx(b.consistency_loss.item(), abs=1e-5)
 
@@ -182,8 +217,8 @@ def test_the_loss_predicts_the_next_token(model):
     other = ids.clone()
     other[0, 0] = (other[0, 0] + 1) % 297 + 3
     with torch.no_grad():
-        a = model(seen, inputs, ids, torch.ones_like(ids), labels).logits
-        b = model(seen, inputs, other, torch.ones_like(ids), labels).logits
+        a = model(seen, inputs, report(ids), labels).logits
+        b = model(seen, inputs, report(other), labels).logits
     assert torch.allclose(a[:, 0], b[:, 0], atol=1e-5)
     assert not torch.allclose(a[:, 1], b[:, 1], atol=1e-4)
 
@@ -193,7 +228,7 @@ def test_generation_starts_where_training_predicts(model):
     ids, logits = model.generate(seen, inputs, max_new_tokens=5)
     assert logits.shape == (1, 3)
     with torch.no_grad():
-        forced = model(seen, inputs, ids, torch.ones_like(ids), torch.zeros(1, 3)).logits
+        forced = model(seen, inputs, report(ids), torch.zeros(1, 3)).logits
     assert forced.argmax(-1)[0, : ids.shape[1]].tolist() == ids[0].tolist()
 
 
@@ -202,7 +237,7 @@ def test_frozen_parts_get_no_gradient_and_lora_trains_adapters_only(tiny_config)
     model = Trrg(config, vocab_size=300, prompt=Prompt((1,), (1,)))
     model.freeze_perceiver()
     ids = torch.randint(3, 300, (2, 6))
-    model(images(), clues(), ids, torch.ones_like(ids), torch.zeros(2, 3)).loss.backward()
+    model(images(), clues(), report(ids), torch.zeros(2, 3)).loss.backward()
     trained = {name for name, p in model.named_parameters() if p.grad is not None}
     assert not [n for n in trained if n.startswith(("perceiver", "fusion.perception"))]
     assert all("lora_" in n for n in trained if n.startswith("llm"))
@@ -222,14 +257,14 @@ def test_a_checkpoint_comes_back_equal_with_adapters_merged(tiny_config, tmp_pat
     seen, inputs = images(batch=1), clues(batch=1)
     ids = torch.randint(3, vocab, (1, 5))
     with torch.no_grad():
-        before = model(seen, inputs, ids, torch.ones_like(ids), torch.zeros(1, 3)).logits
+        before = model(seen, inputs, report(ids), torch.zeros(1, 3)).logits
     meta = CheckpointMeta(
         stage=2, clues=(BankedClue("X", "a", "b"),), preprocess=PREPROCESS, prefix_ids=(1, 4), suffix_ids=(1,)
     )
     save_checkpoint(tmp_path / "c", model=model, config=config, tokenizer=tokenizer, meta=meta)
     loaded = load_checkpoint(tmp_path / "c")
     with torch.no_grad():
-        after = loaded.trrg()(seen, inputs, ids, torch.ones_like(ids), torch.zeros(1, 3)).logits
+        after = loaded.trrg()(seen, inputs, report(ids), torch.zeros(1, 3)).logits
     assert torch.allclose(before, after, atol=1e-4)
     assert loaded.meta == meta
     assert not (tmp_path / "c.writing").exists()

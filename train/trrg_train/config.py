@@ -108,7 +108,8 @@ class Stage2Config:
         views: Encodings kept of each training study: the first as it is, the others augmented.
         consistency_weight: Of the disease-aware consistency loss; 0 switches it off (ablation).
         clue_swap: Share of training studies that get the image of another study and the clue scores forced to
-            their own report's labels. It teaches the language model to follow the clues.
+            their own report's labels. It teaches the language model to follow the clues. Words for side, place and
+            severity do not count in such reports: the image is another's.
         gate_noise: Standard deviation of the noise on the clue logits.
         max_new_tokens: Hard limit of a report.
         parity_studies: Held-out studies that travel with the checkpoint for the export's comparison.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,19 @@ from trrg_train.models.checkpoint import Checkpoint, CheckpointMeta, load_checkp
 from trrg_train.models.clue_bank import BankedClue, clue_inputs, embed_bank
 from trrg_train.models.fusion import ClueInputs
 from trrg_train.models.tokenizer import BOS_ID, EOS_ID, pad_batch
-from trrg_train.models.trrg import EncodedImages, Prompt, Trrg
+from trrg_train.models.trrg import EncodedImages, Prompt, ReportTokens, Trrg
 from trrg_train.trainer import STUDIES_KEY, checkpoint_activations, fit, training_arguments
 
 log = logging.getLogger(__name__)
 
 FORCED_PRESENT, FORCED_ABSENT = (0.6, 1.0), (0.0, 0.4)
+
+SEEN = re.compile(
+    r"\b(left|right|both|bilateral|upper|mid|lower|bas\w+|apical|apex|apices|zones?|small|moderate|large|mild|severe)"
+    r"(ly)?\b",
+    re.IGNORECASE,
+)
+"""Words for side, place and severity: only the image says them, no clue score does."""
 
 
 class Stage2Batches:
@@ -49,7 +57,11 @@ class Stage2Batches:
         """
         self.encodings = encodings
         self.config = config
-        self.reports = [[*tokenizer.encode(study.report).ids, EOS_ID] for study in studies]
+        encoded = [tokenizer.encode(study.report) for study in studies]
+        self.reports = [[*text.ids, EOS_ID] for text in encoded]
+        self.seen = [
+            [*seen_tokens(study.report, text.offsets), False] for study, text in zip(studies, encoded, strict=True)
+        ]
         too_long = [s.study_id for s, r in zip(studies, self.reports, strict=True) if len(r) > config.max_new_tokens]
         if too_long:
             raise UsageError(
@@ -73,13 +85,23 @@ class Stage2Batches:
         perceived = 1.0 / (1.0 + np.exp(-(gate_logits + noise)))
         override = np.where(swapped[:, None], forced, perceived).astype(np.float32)
         ids, mask = pad_batch([self.reports[i] for i in reports], max_length=self.config.max_new_tokens)
+        counted = mask.bool()
+        for row in np.flatnonzero(swapped):
+            seen = torch.tensor(self.seen[reports[row]])
+            counted[row, : len(seen)] &= ~seen
         return {
             STUDIES_KEY: [self.study_ids[i] for i in reports],
             "images": self.encodings.batch(views, images),
             "override": torch.from_numpy(override),
-            "report": (ids, mask),
+            "report": (ids, mask, counted),
             "labels": torch.from_numpy(labels),
         }
+
+
+def seen_tokens(report: str, offsets: Sequence[tuple[int, int]]) -> list[bool]:
+    """Tell which tokens, given by the first and last character of each, belong to a word of ``SEEN``."""
+    spans = [match.span() for match in SEEN.finditer(report)]
+    return [any(first < end and start < last for first, last in spans) for start, end in offsets]
 
 
 def forced_scores(labels: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float64]:
@@ -103,7 +125,7 @@ class Stage2Task(nn.Module):
         self,
         images: tuple[Tensor, Tensor, Tensor],
         override: Tensor,
-        report: tuple[Tensor, Tensor],
+        report: tuple[Tensor, Tensor, Tensor],
         labels: Tensor,
     ) -> dict[str, Tensor]:
         """Compute the losses.
@@ -111,13 +133,13 @@ class Stage2Task(nn.Module):
         Args:
             images: Patches (B, N, Dv), ``patch_joint`` (B, N, De) and ``global_joint`` (B, De).
             override: (B, C), clue scores.
-            report: Token ids and mask, int64 (B, T).
+            report: The fields of :class:`ReportTokens`.
             labels: (B, C), 1, 0 or NaN.
 
         Returns:
             Keys ``loss``, ``language_loss``, ``consistency_loss``.
         """
-        output = self.model(EncodedImages(*images), self.clues(override), *report, labels)
+        output = self.model(EncodedImages(*images), self.clues(override), ReportTokens(*report), labels)
         return {
             "loss": output.loss,
             "language_loss": output.language_loss.detach(),

@@ -34,6 +34,20 @@ class Prompt:
     suffix_ids: tuple[int, ...]
 
 
+class ReportTokens(NamedTuple):
+    """The reports of a batch, padded on the right, each ending with the end token.
+
+    Attributes:
+        ids: int64 (B, T).
+        mask: int64 (B, T), 0 where a token is padding.
+        counted: bool (B, T), False where the language loss leaves a token out.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    counted: Tensor
+
+
 class TrrgOutput(NamedTuple):
     """Losses and logits of one batch of stage 2."""
 
@@ -82,36 +96,33 @@ class Trrg(nn.Module):
         suffix = embed(torch.tensor(self.prompt.suffix_ids, device=device)).expand(batch, -1, -1)
         return torch.cat((prefix, fused.prompt_embeds, suffix), dim=1)
 
-    def forward(
-        self, images: EncodedImages, clues: ClueInputs, report_ids: Tensor, report_mask: Tensor, labels: Tensor
-    ) -> TrrgOutput:
+    def forward(self, images: EncodedImages, clues: ClueInputs, report: ReportTokens, labels: Tensor) -> TrrgOutput:
         """Teacher-forced pass.
 
         Args:
             images: From the frozen encoders.
             clues: The clues of the batch.
-            report_ids: int64 (B, T), padded on the right, ending with the end token.
-            report_mask: int64 (B, T).
+            report: What is to be written.
             labels: float32 (B, C), 1 present, 0 absent, NaN not known.
 
         Returns:
-            See :class:`TrrgOutput`; ``logits`` are those that predict ``report_ids``, (B, T, V).
+            See :class:`TrrgOutput`; ``logits`` are those that predict ``report.ids``, (B, T, V).
         """
         fused = self.fusion(*images, clues)
         prompt = self.embed_prompt(fused)
-        embeds = torch.cat((prompt, self.llm.get_input_embeddings()(report_ids)), dim=1)
-        prompt_mask = report_mask.new_ones(prompt.shape[:2])
+        embeds = torch.cat((prompt, self.llm.get_input_embeddings()(report.ids)), dim=1)
+        prompt_mask = report.mask.new_ones(prompt.shape[:2])
         output = self.llm(
             inputs_embeds=embeds,
-            attention_mask=torch.cat((prompt_mask, report_mask), dim=1),
+            attention_mask=torch.cat((prompt_mask, report.mask), dim=1),
             output_hidden_states=True,
             use_cache=False,
         )
         start = prompt.shape[1]
         logits = output.logits[:, start - 1 : -1]  # (B, T, V)
-        targets = report_ids.masked_fill(report_mask == 0, IGNORED)
+        targets = report.ids.masked_fill(~report.counted, IGNORED)
         language = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
-        consistency = self._consistency(fused, output.hidden_states[-1][:, start:], report_mask, clues, labels)
+        consistency = self._consistency(fused, output.hidden_states[-1][:, start:], report.mask, clues, labels)
         return TrrgOutput(language + self.consistency_weight * consistency, language, consistency, logits)
 
     def _consistency(

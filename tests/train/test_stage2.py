@@ -1,0 +1,71 @@
+"""The batches of stage 2: whose image, which clue scores, and which words count."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+from trrg_sdk.labeler import OBSERVATIONS
+from trrg_train.config import OptimConfig, Stage2Config
+from trrg_train.data.study import Study
+from trrg_train.draws import Draw
+from trrg_train.encodings import Encodings
+from trrg_train.models.tokenizer import train_tokenizer
+from trrg_train.stage2 import Stage2Batches, seen_tokens
+
+REPORTS = [
+    "There is a small left pleural effusion. The heart size is normal.",
+    "Patchy opacities in the right upper zone, consistent with pneumonia.",
+]
+
+
+@pytest.fixture
+def tokenizer():
+    return train_tokenizer(REPORTS, vocab_size=500)
+
+
+def batch(tokenizer, *, clue_swap):
+    studies = [
+        Study(f"s{i}", f"p{i}", "toy", "train", Path(f"{i}.png"), report, {"Pleural Effusion": i == 0})
+        for i, report in enumerate(REPORTS)
+    ]
+    shapes = ((4, 16), (4, 8), (8,), (len(OBSERVATIONS),))
+    encodings = Encodings(*(np.zeros((1, 2, *shape), dtype=np.float32) for shape in shapes))
+    config = Stage2Config(OptimConfig(1, 2, 1e-3), views=1, clue_swap=clue_swap, gate_noise=0.0)
+    return Stage2Batches(studies, encodings, config, tokenizer, seed=1)([Draw(0, 0), Draw(1, 1)])
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        (REPORTS[0], "small left"),
+        (REPORTS[1], "right upper zone"),
+        ("Moderate cardiomegaly, mildly enlarged.", "Moderate mildly"),
+        ("The lung bases and both apices are clear.", "bases both apices"),
+        ("The largest bone is smaller than the leftover.", ""),
+    ],
+)
+def test_the_words_that_only_the_image_says(report, words, tokenizer):
+    encoded = tokenizer.encode(report)
+    found = [i for i, seen in zip(encoded.ids, seen_tokens(report, encoded.offsets), strict=True) if seen]
+    assert tokenizer.decode(found).replace(" ", "") == words.replace(" ", "")
+
+
+def test_a_report_with_its_own_image_counts_whole(tokenizer):
+    made = batch(tokenizer, clue_swap=0.0)
+    _, mask, counted = made["report"]
+    assert counted.tolist() == mask.bool().tolist()
+    assert torch.allclose(made["override"], torch.full((2, len(OBSERVATIONS)), 0.5)), "perceived: a logit of zero"
+
+
+def test_a_report_with_the_image_of_another_does_not_teach_sides(tokenizer):
+    made = batch(tokenizer, clue_swap=1.0)
+    ids, mask, counted = made["report"]
+    left_out = ids[0][mask[0].bool() & ~counted[0]].tolist()
+    assert tokenizer.decode(left_out).split() == ["small", "left"]
+    assert bool(counted[0][mask[0].bool()][-1]), "the end of the report counts"
+    effusion = OBSERVATIONS.index("Pleural Effusion")
+    assert made["override"][0, effusion] > 0.5 > made["override"][1, effusion], "forced to the labels of the report"
