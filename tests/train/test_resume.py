@@ -17,7 +17,7 @@ pytestmark = pytest.mark.torch
 from trrg_sdk.errors import UsageError
 from trrg_train.cli import main
 from trrg_train.config import OptimConfig
-from trrg_train.draws import Draws, batch_random
+from trrg_train.draws import Draws, draw_random
 from trrg_train.stage1 import Stage1Task
 from trrg_train.trainer import StudyTrainer, disk_is_full, last_complete, training_arguments
 
@@ -137,11 +137,11 @@ def test_each_epoch_draws_every_study_as_often_as_it_stands_there():
     assert any(Draws(range(40), epochs=1, seed=s)[0] != Draws(range(40), epochs=1, seed=1)[0] for s in range(2, 9))
 
 
-def test_the_randomness_of_a_batch_belongs_to_its_first_draw():
+def test_the_randomness_of_a_draw_follows_from_seed_and_number():
     draws = Draws(range(8), epochs=1, seed=1)
 
-    def numbers(first, seed):
-        rng, generator = batch_random([draws[first], draws[first + 1]], seed=seed)
+    def numbers(draw, seed):
+        rng, generator = draw_random(draws[draw], seed=seed)
         return np.array([rng.random(), torch.rand((), generator=generator).item()])
 
     np.testing.assert_array_equal(numbers(2, 5), numbers(2, 5))

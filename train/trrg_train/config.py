@@ -29,6 +29,8 @@ class SourceConfig:
         path: Folder (a file for ``"rexrank"``), relative to the TOML's folder unless absolute.
         prefix: For ``labelled_images``: only files whose path starts with this.
         repeat: How often a training study is seen in one epoch.
+        augmentation: Times the ranges by which stage 1 turns, shifts, zooms and recolours a training image. Above 1
+            for a small set that is seen often.
         made_by: The command that makes the data set, for the model card; empty where it was not made here.
     """
 
@@ -37,6 +39,7 @@ class SourceConfig:
     path: Path
     prefix: str = ""
     repeat: int = 1
+    augmentation: float = 1.0
     made_by: str = ""
 
 

@@ -1,7 +1,7 @@
 """Which studies are drawn in which order, and the randomness that belongs to each draw.
 
-Everything random about a batch follows from the seed and from the numbers of its draws, so that a run that was killed
-and resumed, or that is spread over several processes, sees what an uninterrupted one sees.
+Everything random about a draw follows from the seed and from its number, so that a run that was killed and resumed, or
+that is spread over several processes, sees what an uninterrupted one sees.
 """
 
 from __future__ import annotations
@@ -59,8 +59,13 @@ class Draws(Dataset[Draw]):
         return Draw(int(self.order[item]), item)
 
 
-def batch_random(draws: Sequence[Draw], *, seed: int) -> tuple[np.random.Generator, torch.Generator]:
-    """Randomness of one batch, from the seed and the number of its first draw."""
-    state = np.random.SeedSequence([seed, draws[0].number])
+def draw_random(draw: Draw, *, seed: int) -> tuple[np.random.Generator, torch.Generator]:
+    """Randomness of one draw, from the seed and its number: the same in whatever batch or process it lands."""
+    return generators(seed, draw.number)
+
+
+def generators(*seeds: int) -> tuple[np.random.Generator, torch.Generator]:
+    """Two sources of randomness that follow from some numbers."""
+    state = np.random.SeedSequence(seeds)
     own = int(state.generate_state(1, np.uint64)[0] >> np.uint64(1))
     return np.random.default_rng(state), torch.Generator().manual_seed(own)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from trrg_train.augment import augment
 from trrg_train.data.array_file import create_array, open_array
+from trrg_train.draws import generators
 from trrg_train.models.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def encode_batch(
 
 def _key(checkpoint: Checkpoint, embedded: tuple[Tensor, Tensor], pixels: NDArray[np.float16], views: Views) -> str:
     """Hash of everything that the encodings depend on."""
-    digest = hashlib.sha256(json.dumps([views.count, views.seed, BATCH, pixels.shape]).encode())
+    digest = hashlib.sha256(json.dumps([views.count, views.seed, pixels.shape]).encode())
     for name, weight in sorted(checkpoint.perceiver().state_dict().items()):
         digest.update(name.encode() + weight.contiguous().numpy().tobytes())
     clues = [(c.scale, c.offset, c.threshold) for c in checkpoint.meta.clues]
@@ -134,7 +135,7 @@ def _build(
         rows = slice(start, start + BATCH)
         chunk = torch.from_numpy(pixels[rows].astype(np.float32))
         if view:
-            chunk = augment(chunk, _generator(views.seed, view, start))
+            chunk = augment(chunk, [generators(views.seed, view, start + row)[1] for row in range(len(chunk))])
         for array, encoded in zip(arrays, encode_batch(checkpoint, embedded, chunk), strict=True):
             array[view, rows] = encoded.numpy()
         if index % SAVE_EVERY == SAVE_EVERY - 1:
@@ -145,12 +146,6 @@ def _build(
 def _chunks(studies: int, views: Views) -> Iterator[tuple[int, int]]:
     """View and first study of each batch, in the order in which they are encoded."""
     return ((view, start) for view in range(views.count) for start in range(0, studies, BATCH))
-
-
-def _generator(*seeds: int) -> torch.Generator:
-    """Randomness of one batch, the same whether or not the run was interrupted before it."""
-    state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def _opened(

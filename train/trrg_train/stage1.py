@@ -22,7 +22,7 @@ from trrg_train.data.pixels import cached_pixels
 from trrg_train.data.sentences import SentenceSampler, labelled_sentences, relations, report_states
 from trrg_train.data.sources import read_sources, repeated
 from trrg_train.data.study import Study, label_matrix
-from trrg_train.draws import Draw, Draws, batch_random
+from trrg_train.draws import Draw, Draws, draw_random
 from trrg_train.losses import prompt_contrast, sentence_contrast
 from trrg_train.metrics import auc, macro
 from trrg_train.models.checkpoint import CheckpointMeta, save_checkpoint
@@ -57,20 +57,21 @@ class Stage1Batches:
         self.text_tokenizer = tokenizer  # not "tokenizer": Trainer would save it its own way
         stage = config.stage1
         self.sampler = SentenceSampler(assertion_ratio=stage.assertion_ratio, count=stage.sentences_per_study)
+        self.strength = {source.name: source.augmentation for source in config.sources}
         self.seed = config.seed
 
     def __call__(self, draws: Sequence[Draw]) -> dict[str, Any]:
         """Make a batch."""
-        rng, generator = batch_random(draws, seed=self.seed)
         indices = [draw.study for draw in draws]
-        drawn = [(row, s) for row, i in enumerate(indices) for s in self.sampler.draw(self.sentences[i], rng)]
+        words, grain = zip(*(draw_random(draw, seed=self.seed) for draw in draws), strict=True)
+        drawn = [(row, s) for row, i in enumerate(indices) for s in self.sampler.draw(self.sentences[i], words[row])]
         owner = np.array([row for row, _ in drawn], dtype=np.int64)
         states = np.stack([sentence.states for _, sentence in drawn])
         ids, mask = tokenize([s.text for _, s in drawn], self.text_tokenizer, max_length=self.max_length)
         plain = torch.from_numpy(np.stack([self.pixels[i] for i in indices]).astype(np.float32))
         return {
             STUDIES_KEY: [self.studies[i].study_id for i in indices],
-            "pixels": augment(plain, generator),
+            "pixels": augment(plain, grain, strength=[self.strength[self.studies[i].source] for i in indices]),
             "sentence_ids": ids,
             "sentence_mask": mask,
             "relation": torch.from_numpy(relations(self.states[indices], states, owner)),

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from trrg_train.config import RunConfig, Stage2Config
 from trrg_train.data.pixels import cached_pixels
 from trrg_train.data.sources import read_sources, repeated
 from trrg_train.data.study import Study, label_matrix
-from trrg_train.draws import Draw, Draws, batch_random
+from trrg_train.draws import Draw, Draws, draw_random
 from trrg_train.encodings import Encodings, Views, cached_encodings
 from trrg_train.models.checkpoint import Checkpoint, CheckpointMeta, load_checkpoint, save_checkpoint
 from trrg_train.models.clue_bank import BankedClue, clue_inputs, embed_bank
@@ -38,6 +38,15 @@ SEEN = re.compile(
     re.IGNORECASE,
 )
 """Words for side, place and severity: only the image says them, no clue score does."""
+
+
+class Pairing(NamedTuple):
+    """One row of a batch: whose report, whose image in which view, and clue scores float32 (C,)."""
+
+    report: int
+    image: int
+    view: int
+    scores: NDArray[np.float32]
 
 
 class Stage2Batches:
@@ -73,29 +82,32 @@ class Stage2Batches:
 
     def __call__(self, draws: Sequence[Draw]) -> dict[str, Any]:
         """Make a batch."""
-        rng, _ = batch_random(draws, seed=self.seed)
-        reports = np.array([draw.study for draw in draws])
-        labels = self.labels[reports]
-        swapped = rng.random(len(reports)) < self.config.clue_swap
-        images = np.where(swapped, rng.integers(len(self.labels), size=len(reports)), reports)
-        views = rng.integers(self.config.views, size=len(reports))
-        forced = forced_scores(labels, rng)
-        gate_logits = self.encodings.gate_logits[views, images]
-        noise = rng.normal(scale=self.config.gate_noise, size=gate_logits.shape)
-        perceived = 1.0 / (1.0 + np.exp(-(gate_logits + noise)))
-        override = np.where(swapped[:, None], forced, perceived).astype(np.float32)
+        chosen = [self._choose(draw) for draw in draws]
+        reports, images, views = (np.array([getattr(c, name) for c in chosen]) for name in ("report", "image", "view"))
         ids, mask = pad_batch([self.reports[i] for i in reports], max_length=self.config.max_new_tokens)
         counted = mask.bool()
-        for row in np.flatnonzero(swapped):
+        for row in np.flatnonzero(images != reports):
             seen = torch.tensor(self.seen[reports[row]])
             counted[row, : len(seen)] &= ~seen
         return {
             STUDIES_KEY: [self.study_ids[i] for i in reports],
             "images": self.encodings.batch(views, images),
-            "override": torch.from_numpy(override),
+            "override": torch.from_numpy(np.stack([c.scores for c in chosen])),
             "report": (ids, mask, counted),
-            "labels": torch.from_numpy(labels),
+            "labels": torch.from_numpy(self.labels[reports]),
         }
+
+    def _choose(self, draw: Draw) -> Pairing:
+        """Take the study's own image and scores, or another's image and the scores of its own labels."""
+        rng, _ = draw_random(draw, seed=self.seed)
+        view = int(rng.integers(self.config.views))
+        if rng.random() < self.config.clue_swap:
+            return Pairing(
+                draw.study, int(rng.integers(len(self.labels))), view, forced_scores(self.labels[draw.study], rng)
+            )
+        gate_logits = self.encodings.gate_logits[view, draw.study]
+        noisy = gate_logits + rng.normal(scale=self.config.gate_noise, size=gate_logits.shape)
+        return Pairing(draw.study, draw.study, view, (1.0 / (1.0 + np.exp(-noisy))).astype(np.float32))
 
 
 def seen_tokens(report: str, offsets: Sequence[tuple[int, int]]) -> list[bool]:
@@ -104,10 +116,10 @@ def seen_tokens(report: str, offsets: Sequence[tuple[int, int]]) -> list[bool]:
     return [any(first < end and start < last for first, last in spans) for start, end in offsets]
 
 
-def forced_scores(labels: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Clue scores (B, C) that say what the labels (B, C) say: high where present, low where absent or not known."""
+def forced_scores(labels: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Clue scores (C,) that say what the labels (C,) say: high where present, low where absent or not known."""
     high, low = (rng.uniform(*limits, size=labels.shape) for limits in (FORCED_PRESENT, FORCED_ABSENT))
-    return np.where(np.nan_to_num(labels) > 0.5, high, low)
+    return np.where(np.nan_to_num(labels) > 0.5, high, low).astype(np.float32)
 
 
 class Stage2Task(nn.Module):
