@@ -5,7 +5,8 @@ import pytest
 pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from trrg_train.evaluate import asserted_sides, laterality
+from trrg_train.data.sides import asserted_sides
+from trrg_train.evaluate import laterality
 
 LEFT = "FINDINGS: There is a small left pleural effusion. There is no right pneumothorax. IMPRESSION: Left effusion."
 RIGHT = "FINDINGS: There is a right pleural effusion. IMPRESSION: Right pleural effusion."

@@ -8,7 +8,7 @@ import math
 from torch.nn.functional import normalize
 
 from trrg_train.losses import Relation, prompt_contrast, sentence_contrast
-from trrg_train.models.consistency import bernoulli_kl, consistency_loss
+from trrg_train.models.consistency import bernoulli_kl, consistency_loss, side_loss
 
 
 def unit(*shape, seed=0):
@@ -77,3 +77,11 @@ def test_consistency_is_least_when_both_readings_agree_with_the_labels():
     unknown = torch.full((1, 2), float("nan"))
     assert consistency_loss(right, right, unknown).item() == pytest.approx(0.0, abs=1e-6)
     assert consistency_loss(right, wrong, unknown).item() > 1.0
+
+
+def test_the_side_loss_asks_for_what_is_known_only():
+    sides = torch.tensor([[[1.0, 0.0], [float("nan"), float("nan")]]])
+    right = torch.tensor([[[4.0, -4.0], [9.0, 9.0]]])
+    assert side_loss(right, sides).item() == pytest.approx(0.018, abs=1e-3)
+    assert side_loss(-right, sides).item() == pytest.approx(4.018, abs=1e-3)
+    assert side_loss(right, torch.full_like(sides, float("nan"))).item() == 0.0

@@ -175,6 +175,7 @@ def test_tokens_that_do_not_count_give_no_loss(model):
 
 def test_the_gate_is_half_exactly_at_the_threshold(model, monkeypatch):
     seen, inputs = images(batch=1), clues(batch=1)
+    inputs = inputs._replace(scale=0.1 * inputs.scale)  # a probability very near to 1 has no exact logit in fp32
     gates = []
     original = model.fusion.injection.forward
     monkeypatch.setattr(

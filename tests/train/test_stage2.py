@@ -58,6 +58,10 @@ def test_a_report_with_its_own_image_counts_whole(tokenizer):
     made = batch(tokenizer, clue_swap=0.0)
     _, mask, counted = made["report"]
     assert counted.tolist() == mask.bool().tolist()
+    effusion, pneumonia = (OBSERVATIONS.index(name) for name in ("Pleural Effusion", "Pneumonia"))
+    assert made["sides"][0, effusion].tolist() == [1.0, 0.0]
+    assert made["sides"][1, pneumonia].tolist() == [0.0, 1.0]
+    assert torch.isnan(made["sides"][0, pneumonia]).all()
     assert torch.allclose(made["override"], torch.full((2, len(OBSERVATIONS)), 0.5)), "perceived: a logit of zero"
 
 
@@ -66,6 +70,7 @@ def test_a_report_with_the_image_of_another_does_not_teach_sides(tokenizer):
     ids, mask, counted = made["report"]
     left_out = ids[0][mask[0].bool() & ~counted[0]].tolist()
     assert tokenizer.decode(left_out).split() == ["small", "left"]
+    assert torch.isnan(made["sides"][0]).all()
     assert bool(counted[0][mask[0].bool()][-1]), "the end of the report counts"
     effusion = OBSERVATIONS.index("Pleural Effusion")
     assert made["override"][0, effusion] > 0.5 > made["override"][1, effusion], "forced to the labels of the report"

@@ -109,7 +109,7 @@ class Stage2Config:
     Attributes:
         optim: See there.
         views: Encodings kept of each training study: the first as it is, the others augmented.
-        consistency_weight: Of the disease-aware consistency loss; 0 switches it off (ablation).
+        consistency_weight: Of the disease-aware consistency loss, sides included; 0 switches it off (ablation).
         clue_swap: Share of training studies that get the image of another study and the clue scores forced to
             their own report's labels. It teaches the language model to follow the clues. Words for side, place and
             severity do not count in such reports: the image is another's.

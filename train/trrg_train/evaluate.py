@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trrg_sdk.labeler import OBSERVATIONS, label_report, label_sentence, split_sentences
+from trrg_sdk.labeler import OBSERVATIONS, label_report
 from trrg_train.config import RunConfig
+from trrg_train.data.sides import asserted_sides
 from trrg_train.data.sources import read_sources
 from trrg_train.data.study import Study, label_matrix
 from trrg_train.evaluation.clinical import SENTENCE_LABELER, asserted
@@ -139,18 +139,6 @@ def laterality(written: Sequence[str], references: Sequence[str]) -> dict[str, A
     names = ("same", "other", "none")
     shares = {name: round(outcomes.count(name) / len(outcomes), 4) if outcomes else None for name in names}
     return {"findings": len(outcomes), **shares}
-
-
-def asserted_sides(report: str) -> dict[str, frozenset[str]]:
-    """Observations that the findings of a report assert, with the sides that those sentences name."""
-    sides: dict[str, frozenset[str]] = {}
-    for span in split_sentences(report):
-        words = frozenset(re.findall(r"left|right|bilateral", span.text.lower()))
-        named = frozenset({"left", "right"}) if "bilateral" in words else words
-        for observation, state in label_sentence(span.text).items():
-            if state == "present" and observation != "No Finding":
-                sides[observation] = sides.get(observation, frozenset()) | named
-    return sides
 
 
 def forced_figures(writer: Writer, studies: Sequence[Study]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trrg_sdk.errors import UsageError
 from trrg_train.config import RunConfig, Stage2Config
 from trrg_train.data.pixels import cached_pixels
+from trrg_train.data.sides import side_matrix
 from trrg_train.data.sources import read_sources, repeated
 from trrg_train.data.study import Study, label_matrix
 from trrg_train.draws import Draw, Draws, draw_random
@@ -78,6 +79,7 @@ class Stage2Batches:
             )
         self.study_ids = [study.study_id for study in studies]
         self.labels = label_matrix(studies)
+        self.sides = side_matrix(studies)
         self.seed = seed
 
     def __call__(self, draws: Sequence[Draw]) -> dict[str, Any]:
@@ -95,6 +97,7 @@ class Stage2Batches:
             "override": torch.from_numpy(np.stack([c.scores for c in chosen])),
             "report": (ids, mask, counted),
             "labels": torch.from_numpy(self.labels[reports]),
+            "sides": torch.from_numpy(np.where((images != reports)[:, None, None], np.nan, self.sides[reports])),
         }
 
     def _choose(self, draw: Draw) -> Pairing:
@@ -139,6 +142,7 @@ class Stage2Task(nn.Module):
         override: Tensor,
         report: tuple[Tensor, Tensor, Tensor],
         labels: Tensor,
+        sides: Tensor,
     ) -> dict[str, Tensor]:
         """Compute the losses.
 
@@ -147,15 +151,17 @@ class Stage2Task(nn.Module):
             override: (B, C), clue scores.
             report: The fields of :class:`ReportTokens`.
             labels: (B, C), 1, 0 or NaN.
+            sides: (B, C, 2), 1, 0 or NaN.
 
         Returns:
-            Keys ``loss``, ``language_loss``, ``consistency_loss``.
+            Keys ``loss``, ``language_loss``, ``consistency_loss``, ``side_loss``.
         """
-        output = self.model(EncodedImages(*images), self.clues(override), ReportTokens(*report), labels)
+        output = self.model(EncodedImages(*images), self.clues(override), ReportTokens(*report), labels, sides)
         return {
             "loss": output.loss,
             "language_loss": output.language_loss.detach(),
             "consistency_loss": output.consistency_loss.detach(),
+            "side_loss": output.side_loss.detach(),
         }
 
     def clues(self, override: Tensor) -> ClueInputs:

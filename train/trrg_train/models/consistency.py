@@ -1,4 +1,4 @@
-"""The disease-aware consistency loss: clue tokens, written report and labels tell one story."""
+"""The disease-aware consistency loss: clue tokens, written report and labels tell one story, sides included."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 
 class ConsistencyHeads(nn.Module):
-    """Two readings of the disease distribution, for any number of clues."""
+    """Two readings of the disease distribution and one of the sides, for any number of clues.
+
+    The reading of sides is our addition. What tells left from right in the patches differs from clue to clue, and the
+    language model alone hardly learnt it: reports had the side right in 62 % of one-sided findings. Read by one head
+    for all clues, the side becomes one direction in every clue token.
+    """
 
     def __init__(self, *, width: int, joint_dim: int) -> None:
         """Build for tokens of width Dl and clue embeddings of width De."""
@@ -16,10 +21,15 @@ class ConsistencyHeads(nn.Module):
         self.clue = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
         self.report = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, joint_dim))
         self.bias = nn.Parameter(torch.zeros(()))
+        self.side = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2))
 
     def from_clues(self, clue_tokens: Tensor) -> Tensor:
         """Read logits (B, C) from clue tokens (B, C, Dl)."""
         return torch.as_tensor(self.clue(clue_tokens)).squeeze(-1)
+
+    def sides_from_clues(self, clue_tokens: Tensor) -> Tensor:
+        """Read logits (B, C, 2) of left and right from clue tokens (B, C, Dl)."""
+        return torch.as_tensor(self.side(clue_tokens))
 
     def from_report(self, hidden: Tensor, mask: Tensor, clue: Tensor) -> Tensor:
         """Read logits from the language model's states over the report.
@@ -54,6 +64,21 @@ def consistency_loss(from_clues: Tensor, from_report: Tensor, labels: Tensor) ->
     cross = cross + binary_cross_entropy_with_logits(from_report, target, reduction="none")
     agreement = bernoulli_kl(from_clues, from_report) + bernoulli_kl(from_report, from_clues)
     return (cross * known).sum() / known.sum().clamp(min=1) + 0.5 * agreement.mean()
+
+
+def side_loss(from_clues: Tensor, sides: Tensor) -> Tensor:
+    """Cross entropy of the sides that are known.
+
+    Args:
+        from_clues: Logits (B, C, 2).
+        sides: float32 (B, C, 2), 1, 0 or NaN, see :func:`~trrg_train.data.sides.side_matrix`.
+
+    Returns:
+        A scalar.
+    """
+    known = ~torch.isnan(sides)
+    losses = binary_cross_entropy_with_logits(from_clues, sides.nan_to_num(0.0), reduction="none")
+    return (losses * known).sum() / known.sum().clamp(min=1)
 
 
 def bernoulli_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from trrg_train.models.config import ModelConfig
-from trrg_train.models.consistency import ConsistencyHeads, consistency_loss
+from trrg_train.models.consistency import ConsistencyHeads, consistency_loss, side_loss
 from trrg_train.models.fusion import ClueInputs, Fusion, FusionOutput
 from trrg_train.models.llm import build_llm
 from trrg_train.models.perceiver import Perceiver
@@ -54,6 +54,7 @@ class TrrgOutput(NamedTuple):
     loss: Tensor
     language_loss: Tensor
     consistency_loss: Tensor
+    side_loss: Tensor
     logits: Tensor
 
 
@@ -69,7 +70,7 @@ class Trrg(nn.Module):
             config: Sizes and switches.
             vocab_size: Of the shared tokenizer.
             prompt: Token ids of the instruction.
-            consistency_weight: Of the disease-aware consistency loss; 0 switches it off (ablation).
+            consistency_weight: Of the disease-aware consistency loss, sides included; 0 switches it off (ablation).
         """
         super().__init__()
         self.prompt = prompt
@@ -96,7 +97,14 @@ class Trrg(nn.Module):
         suffix = embed(torch.tensor(self.prompt.suffix_ids, device=device)).expand(batch, -1, -1)
         return torch.cat((prefix, fused.prompt_embeds, suffix), dim=1)
 
-    def forward(self, images: EncodedImages, clues: ClueInputs, report: ReportTokens, labels: Tensor) -> TrrgOutput:
+    def forward(
+        self,
+        images: EncodedImages,
+        clues: ClueInputs,
+        report: ReportTokens,
+        labels: Tensor,
+        sides: Tensor | None = None,
+    ) -> TrrgOutput:
         """Teacher-forced pass.
 
         Args:
@@ -104,6 +112,7 @@ class Trrg(nn.Module):
             clues: The clues of the batch.
             report: What is to be written.
             labels: float32 (B, C), 1 present, 0 absent, NaN not known.
+            sides: float32 (B, C, 2), left and right of what is present, NaN not known; None when none is.
 
         Returns:
             See :class:`TrrgOutput`; ``logits`` are those that predict ``report.ids``, (B, T, V).
@@ -123,7 +132,9 @@ class Trrg(nn.Module):
         targets = report.ids.masked_fill(~report.counted, IGNORED)
         language = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
         consistency = self._consistency(fused, output.hidden_states[-1][:, start:], report.mask, clues, labels)
-        return TrrgOutput(language + self.consistency_weight * consistency, language, consistency, logits)
+        side = self._side(fused, sides)
+        loss = language + self.consistency_weight * (consistency + side)
+        return TrrgOutput(loss, language, consistency, side, logits)
 
     def _consistency(
         self, fused: FusionOutput, hidden: Tensor, mask: Tensor, clues: ClueInputs, labels: Tensor
@@ -133,6 +144,11 @@ class Trrg(nn.Module):
         from_clues = self.consistency.from_clues(fused.clue_tokens)
         from_report = self.consistency.from_report(hidden, mask, clues.positive - clues.negative)
         return consistency_loss(from_clues, from_report, labels)
+
+    def _side(self, fused: FusionOutput, sides: Tensor | None) -> Tensor:
+        if self.consistency_weight == 0.0 or sides is None:
+            return fused.clue_tokens.new_zeros(())
+        return side_loss(self.consistency.sides_from_clues(fused.clue_tokens), sides)
 
     @torch.no_grad()
     def generate(self, images: EncodedImages, clues: ClueInputs, *, max_new_tokens: int) -> tuple[Tensor, Tensor]:
