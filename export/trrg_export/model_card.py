@@ -9,6 +9,9 @@ from trrg_sdk.manifest import Manifest
 from trrg_train.models.checkpoint import CheckpointMeta
 
 _MEBIBYTE = 2**20
+_TEXT = "text"
+"""Where ``trrg-train evaluate`` puts the scores of the written reports."""
+_SCORE_HEAD = ("score", "value", "95 %", "constant report", "lead over it, 95 %", "not in train", "constant there")
 
 _LIMITS = """\
 - It was trained on drawn radiographs (phantoms) and on few real ones with labels from text mining; its figures say
@@ -73,7 +76,36 @@ def _evaluation(figures: Mapping[str, Any]) -> str:
     alone = {name: value for name, value in figures.items() if not isinstance(value, Mapping)}
     groups = {name: value for name, value in figures.items() if isinstance(value, Mapping)}
     text = _figures(alone) + "\n" if alone else ""
-    return text + "\n".join(f"### {_words(name)}\n\n{_figures(group)}" for name, group in groups.items())
+    return text + "\n".join(f"### {_words(name)}\n\n{_group(group)}" for name, group in groups.items())
+
+
+def _group(group: Mapping[str, Any]) -> str:
+    figures = _figures({name: value for name, value in group.items() if name != _TEXT})
+    return figures + (f"\n{_written_reports(group[_TEXT])}" if _TEXT in group else "")
+
+
+def _written_reports(text: Mapping[str, Any]) -> str:
+    """Scores of the written reports, of the clinical ones F1 only; each beside the best constant report of train."""
+    facts = text["facts"]
+    scores = [*text["text"], *(score for score in text["clinical"] if "F1" in score["name"])]
+    return (
+        f"Written reports of {facts['studies']} studies beside those of the data set. {facts['in_train']:.1%} of the "
+        f"latter stand word for word in train. Labels by {text['choices']['labeler']}, tokens: "
+        f"{text['choices']['tokenizer']}.\n\n{table(_SCORE_HEAD, [_score(score) for score in scores])}"
+    )
+
+
+def _score(score: Mapping[str, Any]) -> tuple[str, ...]:
+    if score["note"]:
+        return (score["name"], score["note"], *[""] * (len(_SCORE_HEAD) - 2))
+    ranges = [
+        "" if score[low] is None else f"{score[low]:{form}} to {score[high]:{form}}"
+        for low, high, form in (("low", "high", ".3f"), ("lead_low", "lead_high", "+.3f"))
+    ]
+    value, floor, new, new_floor = (
+        "" if score[name] is None else f"{score[name]:.3f}" for name in ("value", "floor", "new", "new_floor")
+    )
+    return (score["name"], value, ranges[0], floor, ranges[1], new, new_floor)
 
 
 def _figures(group: Mapping[str, Any]) -> str:

@@ -68,8 +68,9 @@ def test_an_output_file_of_rexrank_is_evaluated_alike(texts, tmp_path, capsys):
     [
         [],
         ["model"],
-        ["model", "run.toml", "--uncertain", "present"],
-        ["model", "run.toml", "--json"],
+        ["model", "run.toml", "--predictions", "p.csv"],
+        ["model", "run.toml", "--rexrank", "o.json", "--train", "t.csv"],
+        ["model", "--train", "t.csv"],
         ["--predictions", "p.csv", "--references", "r.csv"],
         ["--predictions", "p.csv", "--references", "r.csv", "--train", "t.csv", "--limit", "3"],
         ["--predictions", "p.csv", "--references", "r.csv", "--train", "t.csv", "--rexrank", "o.json"],

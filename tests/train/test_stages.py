@@ -20,13 +20,15 @@ def test_both_stages_learn_to_see_and_to_say(toy_run, tmp_path, capsys):
     folder = tmp_path / "out" / "stage2"
     assert load_checkpoint(folder).parity_pixels().shape == (4, 1, 64, 64)
     capsys.readouterr()
-    assert main(["evaluate", str(folder), str(config), "--store", str(folder)]) == 0
+    assert main(["evaluate", str(folder), str(config), "--store", str(folder), "--json", "--no-meteor"]) == 0
     figures = json.loads(capsys.readouterr().out)["toy"]
     assert figures["studies"] == 20
     assert figures["clue_auc"]["each"]["Pleural Effusion"]["auc"] > 0.95
     assert figures["report_labels"]["each"]["Pleural Effusion"] > 0.9
     assert figures["report_labels"]["macro_f1_images_shuffled"] < 0.8 * figures["report_labels"]["macro_f1"]
     assert figures["forced_clues"]["tries_each"] == 12 * 13
+    (f1,) = [score for score in figures["text"]["clinical"] if score["name"] == "micro F1 (14)"]
+    assert f1["value"] > 0.9 > f1["floor"]
     meta = load_checkpoint(folder).meta
     assert meta.evaluation["toy"]["studies"] == 20
     assert [c.split()[1] for c in meta.commands] == ["stage1", "stage2"]

@@ -1,4 +1,4 @@
-"""``trrg-train``: phantom, data check, plan, stage1, stage2, evaluate."""
+"""``trrg-train``: phantom, data check, plan, stage1, stage2, evaluate, rexrank."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trrg_sdk.errors import TrrgError, UsageError
+
+if TYPE_CHECKING:  # PyTorch and friends are an extra
+    from trrg_train.evaluation.comparison import EvaluationOptions
+    from trrg_train.evaluation.model import ModelEvaluation
+    from trrg_train.evaluation.tables import TextEvaluation
 
 EXTRA = "trrg-train needs PyTorch and friends: pip install 'trrg-sdk[train]'"
 
@@ -36,6 +42,11 @@ def build_parser() -> argparse.ArgumentParser:
         stage.add_argument("config", type=Path, help="a TOML such as train/configs/mini.toml")
         stage.add_argument("--resume", action="store_true", help="continue from the last saved step")
     _add_evaluate(commands.add_parser("evaluate", help="figures of a checkpoint, a bundle, or of written reports"))
+    rexrank = commands.add_parser("rexrank", help="write reports in the form of the leaderboard ReXrank")
+    rexrank.add_argument("model", type=Path, help="a stage-2 checkpoint or a bundle")
+    rexrank.add_argument("--input_json_file", type=Path, required=True, help="a record with image_path for each study")
+    rexrank.add_argument("--save_json_file", type=Path, required=True, help="the records with model_prediction added")
+    rexrank.add_argument("--img_root_dir", type=Path, required=True, help="the folder that image_path is relative to")
     return parser
 
 
@@ -50,17 +61,17 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     texts.add_argument("--predictions", type=Path, metavar="CSV", help="study_id,report")
     texts.add_argument("--references", type=Path, metavar="CSV", help="study_id,report and, if known, patient")
     texts.add_argument("--rexrank", type=Path, metavar="JSON", help="instead of both: an output file of ReXrank")
-    texts.add_argument(
-        "--train", type=Path, metavar="CSV", help="report: what the model was trained on, for the floors"
+    both = evaluate.add_argument_group("scores of written reports", "of a model as well")
+    both.add_argument(
+        "--train", type=Path, metavar="CSV", help="report: trained on, for the floors; a model: CONFIG's unless given"
     )
-    texts.add_argument(
-        "--tokenizer", choices=("plain", "ptb"), help="of the text scores: plain unless given; ptb needs Java"
-    )
-    texts.add_argument("--uncertain", choices=("absent", "present"), help="what a doubt counts as: absent unless given")
-    texts.add_argument("--resamples", type=int, help="of patients, for the 95 %% intervals: 1000 unless given")
-    texts.add_argument("--no-meteor", action="store_true", help="leave METEOR out, which needs Java")
-    texts.add_argument("--chexbert", type=Path, nargs=2, metavar=("WEIGHTS", "VOCABULARY"), help="label with CheXbert")
-    texts.add_argument("--json", action="store_true", help="JSON instead of Markdown")
+    both.add_argument("--tokenizer", choices=("plain", "ptb"), default="plain", help="of the text scores; ptb: Java")
+    both.add_argument("--uncertain", choices=("absent", "present"), default="absent", help="what a doubt counts as")
+    both.add_argument("--resamples", type=int, default=1000, help="of patients, for the 95 %% intervals")
+    both.add_argument("--no-meteor", action="store_true", help="leave METEOR out, which needs Java")
+    both.add_argument("--chexbert", type=Path, nargs=2, metavar=("WEIGHTS", "VOCABULARY"), help="label with CheXbert")
+    both.add_argument("--radgraph", type=Path, nargs=2, metavar=("FOLDER", "VOCABULARY"), help="RadGraph F1 as well")
+    both.add_argument("--json", action="store_true", help="JSON instead of Markdown")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,6 +113,8 @@ def _run(args: argparse.Namespace, typed: str) -> int:
         return 0
     if args.command == "evaluate":
         return _evaluate(args)
+    if args.command == "rexrank":
+        return _rexrank(args)
     if args.command == "stage1":
         from trrg_train.stage1 import run_stage1 as run
     else:
@@ -110,60 +123,77 @@ def _run(args: argparse.Namespace, typed: str) -> int:
     return 0
 
 
-OF_MODEL = ("model", "config", "limit", "store")
-OF_TEXTS = ("predictions", "references", "rexrank", "train", "tokenizer", "uncertain", "resamples", "chexbert")
-
-
 def _evaluate(args: argparse.Namespace) -> int:
-    given = {name for name in (*OF_MODEL, *OF_TEXTS) if getattr(args, name) is not None}
-    if args.no_meteor or args.json:
-        given.add("no_meteor or json")
-    texts = [{"predictions", "references", "train"}, {"rexrank", "train"}]
-    if {"model", "config"} <= given <= set(OF_MODEL):
-        return _evaluate_model(args)
-    if any(given - set(OF_TEXTS[4:]) - {"no_meteor or json"} == needed for needed in texts):
-        return _evaluate_texts(args)
-    raise UsageError(
-        "evaluate takes MODEL and CONFIG with --split, --limit and --store; or --train with --predictions and "
-        "--references (or --rexrank) and the other options of written reports"
-    )
-
-
-def _evaluate_model(args: argparse.Namespace) -> int:
-    from trrg_train.config import read_config
-    from trrg_train.evaluate import evaluate_path
-
-    config, split = read_config(args.config), args.split or "test"
-    print(evaluate_path(args.model, config, split=split, limit=args.limit, store=args.store))
+    inputs = ("model", "config", "limit", "store", "predictions", "references", "rexrank", "train")
+    given = {name for name in inputs if getattr(args, name) is not None}
+    if {"model", "config"} <= given <= {"model", "config", "limit", "store", "train"}:
+        result: ModelEvaluation | TextEvaluation = _evaluate_model(args)
+    elif given in ({"predictions", "references", "train"}, {"rexrank", "train"}):
+        result = _evaluate_texts(args)
+    else:
+        raise UsageError(
+            "evaluate takes MODEL and CONFIG with --limit, --store and --train; or --train with --predictions and "
+            "--references (or --rexrank); each with --split and the options of scores"
+        )
+    print(result.to_json() if args.json else result.to_markdown())
     return 0
 
 
-def _evaluate_texts(args: argparse.Namespace) -> int:
-    from trrg_train.evaluation.clinical import SENTENCE_LABELER
-    from trrg_train.evaluation.comparison import EvaluationOptions, evaluate_texts
+def _evaluate_model(args: argparse.Namespace) -> ModelEvaluation:
+    from trrg_train.config import read_config
+    from trrg_train.evaluate import Scope, evaluate_path
+    from trrg_train.evaluation.pairs import read_train_reports
+
+    train = read_train_reports(args.train) if args.train else None
+    scope = Scope(args.split or "test", args.limit, train)
+    options = _evaluation_options(args)
+    return evaluate_path(args.model, read_config(args.config), scope=scope, options=options, store=args.store)
+
+
+def _evaluate_texts(args: argparse.Namespace) -> TextEvaluation:
+    from trrg_train.evaluation.comparison import evaluate_texts
     from trrg_train.evaluation.pairs import read_predictions, read_train_reports
     from trrg_train.evaluation.rexrank import read_pairs
 
     if args.rexrank and args.split:
         raise UsageError("an output file of ReXrank is one split already: leave --split out")
+    of_csv = (args.predictions, args.references)
+    pairs = read_pairs(args.rexrank) if args.rexrank else read_predictions(*of_csv, split=args.split)
+    train, options = read_train_reports(args.train), _evaluation_options(args)
+    texts = (pairs.predictions, pairs.references)
+    return evaluate_texts(*texts, train_reports=train, patients=pairs.patients, options=options)
+
+
+def _evaluation_options(args: argparse.Namespace) -> EvaluationOptions:
+    from trrg_train.evaluation.clinical import SENTENCE_LABELER
+    from trrg_train.evaluation.comparison import EvaluationOptions
+
     labeler = SENTENCE_LABELER
     if args.chexbert:
         from trrg_train.evaluation.chexbert import load_chexbert
 
         labeler = load_chexbert(*args.chexbert)
-    options = EvaluationOptions(
-        tokenizer=args.tokenizer or "plain",
-        uncertain=args.uncertain or "absent",
-        resamples=1000 if args.resamples is None else args.resamples,
+    graphs = None
+    if args.radgraph:
+        from trrg_train.evaluation.radgraph import load_radgraph
+
+        graphs = load_radgraph(*args.radgraph)
+    return EvaluationOptions(
+        tokenizer=args.tokenizer,
+        uncertain=args.uncertain,
+        resamples=args.resamples,
         meteor=not args.no_meteor,
         labeler=labeler,
+        graphs=graphs,
     )
-    of_csv = (args.predictions, args.references)
-    pairs = read_pairs(args.rexrank) if args.rexrank else read_predictions(*of_csv, split=args.split)
-    train = read_train_reports(args.train)
-    texts = (pairs.predictions, pairs.references)
-    result = evaluate_texts(*texts, train_reports=train, patients=pairs.patients, options=options)
-    print(result.to_json() if args.json else result.to_markdown())
+
+
+def _rexrank(args: argparse.Namespace) -> int:
+    from trrg_train.submission import write_submission
+
+    files = {"input_json": args.input_json_file, "output_json": args.save_json_file}
+    write_submission(args.model, **files, images=args.img_root_dir)
+    print(args.save_json_file)
     return 0
 
 

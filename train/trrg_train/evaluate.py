@@ -1,74 +1,181 @@
 """Figures on held-out studies: perception, the labels of what is written, and what both are worth.
 
 Every score stands beside its floor (one constant report), the score with the images shuffled, and how many distinct
-reports were written. Phantoms and each set of real patients are kept apart.
+reports were written. Where a source has reports, the text scores of ``evaluation.comparison`` come on top. Phantoms and
+each set of real patients are kept apart. One image of a study is read, the frontal one: see ``writers``.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trrg_sdk.errors import UsageError
 from trrg_sdk.labeler import OBSERVATIONS, label_report
-from trrg_train.config import RunConfig
+from trrg_train.config import RunConfig, SourceConfig
+from trrg_train.data.cleaning import comparable
 from trrg_train.data.sides import asserted_sides
 from trrg_train.data.sources import read_sources
 from trrg_train.data.study import Study, label_matrix
 from trrg_train.evaluation.clinical import SENTENCE_LABELER, asserted
+from trrg_train.evaluation.comparison import EvaluationOptions, evaluate_texts
+from trrg_train.evaluation.model import ModelEvaluation, SourceEvaluation
+from trrg_train.evaluation.text import tokenize
 from trrg_train.metrics import auc, f1_per_class, macro
 from trrg_train.models.checkpoint import update_evaluation
-from trrg_train.writers import BundleWriter, CheckpointWriter, Writer, Written
+from trrg_train.writers import Writer, Written, is_bundle, open_writer
+
+LOG = logging.getLogger(__name__)
 
 FORCED_STUDIES = 12
 FORCED_HIGH, FORCED_LOW = 0.98, 0.02
 SHUFFLE_SEED = 7
+COMPOSED_REPORTS = ("labelled_images",)
+"""Kinds of data sets without reports: our grammar made their texts from labels, so no text score is taken of them."""
 
 
-def evaluate_path(path: Path, config: RunConfig, *, split: str, limit: int | None, store: Path | None) -> str:
+@dataclass(frozen=True)
+class Scope:
+    """What a model is evaluated on.
+
+    Attributes:
+        split: ``"val"`` or ``"test"``.
+        limit: At most so many studies a source; None means all.
+        train_reports: What the model was trained on, for the floors and the share of known references; None takes the
+            train part of the configured sources.
+    """
+
+    split: str = "test"
+    limit: int | None = None
+    train_reports: Sequence[str] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The reports that a writer was trained on, as ``evaluate_texts`` wants them.
+
+    Attributes:
+        own: Of the data set, or of all where it has none; make the floors.
+        others: All others.
+    """
+
+    own: tuple[str, ...] = field(repr=False)
+    others: tuple[str, ...] = field(default=(), repr=False)
+
+
+def evaluate_path(
+    path: Path, config: RunConfig, *, scope: Scope, options: EvaluationOptions, store: Path | None
+) -> ModelEvaluation:
     """Evaluate a checkpoint or a bundle on the configured sources.
 
     Args:
         path: A stage-2 checkpoint (``meta.json``) or a bundle (``manifest.json``).
         config: Names the sources.
-        split: ``"val"`` or ``"test"``.
-        limit: At most so many studies a source; None means all.
+        scope: Which studies.
+        options: Of the scores of written reports.
         store: Checkpoint that keeps the figures, so that its next export prints them on the model card.
 
-    Returns:
-        The figures as JSON text.
+    Raises:
+        UsageError: There is no study to evaluate, no train report for the floors, or the tokenizer cannot run here.
     """
-    bundle = (path / "manifest.json").is_file()
-    writer: Writer = BundleWriter(path) if bundle else CheckpointWriter(path, config.out / "cache")
-    studies = [s for s in read_sources(config.sources) if s.split == split]
-    measured = "the exported bundle in the runtime" if bundle else "the checkpoint in PyTorch"
-    figures: dict[str, Any] = {"split": split, "measured_on": measured}
-    for source in config.sources:
-        part = [s for s in studies if s.source == source.name][:limit]
-        if part:
-            figures[source.name] = evaluate(writer, part)
+    tokenize(["a"], tokenizer=options.tokenizer)  # fails now rather than when all reports are written
+    studies = read_sources(config.sources)
+    parts = {source: _part(studies, source, scope) for source in config.sources}
+    if not any(parts.values()):
+        raise UsageError(f"none of the sources has a study of the split {scope.split}")
+    training = {source: training_of(source, studies, scope) for source in config.sources if with_text(source, parts)}
+    writer = open_writer(path, config.out / "cache")
+    measured = "the exported bundle in the runtime" if is_bundle(path) else "the checkpoint in PyTorch"
+    sources = {
+        source.name: evaluate_source(writer, part, training=training.get(source), options=options)
+        for source, part in parts.items()
+        if part
+    }
+    result = ModelEvaluation({"split": scope.split, "measured_on": measured}, sources)
     if store is not None:
-        update_evaluation(store, figures)
-    return json.dumps(figures, indent=1)
+        update_evaluation(store, result.to_plain(short=True))
+    return result
 
 
-def evaluate(writer: Writer, studies: Sequence[Study]) -> dict[str, Any]:
-    """Compute all figures of one source.
+def _part(studies: Sequence[Study], source: SourceConfig, scope: Scope) -> list[Study]:
+    return [s for s in studies if s.source == source.name and s.split == scope.split][: scope.limit]
+
+
+def with_text(source: SourceConfig, parts: Mapping[SourceConfig, Sequence[Study]]) -> bool:
+    """Whether written reports of a source can be compared with reports of people."""
+    if source.kind in COMPOSED_REPORTS:
+        LOG.info("%s has labels and no reports: no text scores", source.name)
+        return False
+    return any(comparable(study.report) for study in parts[source])
+
+
+def training_of(source: SourceConfig, studies: Sequence[Study], scope: Scope) -> Training:
+    """The train reports of a source and those of all others.
+
+    Raises:
+        UsageError: There is none at all.
+    """
+    if scope.train_reports is not None:
+        return Training(tuple(scope.train_reports))
+    train = [(s.source == source.name, s.report) for s in studies if s.split == "train" and comparable(s.report)]
+    own, others = (tuple(report for mine, report in train if mine == wanted) for wanted in (True, False))
+    if not own and not others:
+        message = f"{source.name}: no source has a train report, which the floors are made from"
+        raise UsageError(f"{message}; name a csv of what the model was trained on with --train")
+    return Training(own, others) if own else Training(others)
+
+
+def evaluate_source(
+    writer: Writer, studies: Sequence[Study], *, training: Training | None, options: EvaluationOptions
+) -> SourceEvaluation:
+    """Have the reports of one source written and compute everything about them.
 
     Args:
         writer: Writes a report and clue probabilities for each study.
+        studies: K studies of one source; one without a report, or refused, is left out of the text scores.
+        training: None leaves the text scores out.
+        options: Of the text scores.
+    """
+    written = writer.write(studies)
+    figures = evaluate(writer, studies, written)
+    pairs = [(s, w.text) for s, w in zip(studies, written, strict=True) if w is not None and comparable(s.report)]
+    if training is None or not pairs:
+        return SourceEvaluation(figures, None)
+    text = evaluate_texts(
+        [text for _, text in pairs],
+        [study.report for study, _ in pairs],
+        train_reports=training.own,
+        also_seen=training.others,
+        patients=[study.patient for study, _ in pairs],
+        options=options,
+    )
+    return SourceEvaluation(figures, text)
+
+
+def evaluate(writer: Writer, studies: Sequence[Study], written: Sequence[Written | None]) -> dict[str, Any]:
+    """Compute the figures of one source but the text scores.
+
+    Args:
+        writer: Wrote the reports; writes more, with forced clues.
         studies: K studies of one source.
+        written: Their K reports, None where refused.
 
     Returns:
         A nested mapping of plain numbers; what cannot be computed (one class only) is None.
+
+    Raises:
+        UsageError: Every study was refused.
     """
-    written = writer.write(studies)
     kept = [(s, w) for s, w in zip(studies, written, strict=True) if w is not None]
+    if not kept:
+        raise UsageError(f"all {len(studies)} studies of {studies[0].source} are refused by the gate of the bundle")
     labels = label_matrix([s for s, _ in kept]).astype(np.float64)
     probabilities = np.stack([w.probabilities for _, w in kept])
     said = asserted([w.text for _, w in kept], SENTENCE_LABELER, uncertain="absent")

@@ -1,21 +1,24 @@
-"""Two ways to have reports written for evaluation: a checkpoint in PyTorch, a bundle in the runtime."""
+"""Two ways to have reports written for evaluation: a checkpoint in PyTorch, a bundle in the runtime.
+
+Both read one image of a study, ``Study.image``: the frontal one that its reader chose (``data.study.frontal_index``:
+the first PA, else AP, else frontal of unknown direction), whatever other views the study has.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from trrg_sdk import Reporter
 from trrg_sdk.errors import InputError
-from trrg_train.data.pixels import cached_pixels
+from trrg_train.data.pixels import cached_pixels, is_plain, read_plain
 from trrg_train.data.study import Study
 from trrg_train.models.checkpoint import Checkpoint, load_checkpoint
 from trrg_train.models.clue_bank import clue_inputs, embed_bank
@@ -46,6 +49,25 @@ class Writer(Protocol):
     ) -> list[Written | None]:
         """Write one report a study, in order; None where the input is refused."""
         ...
+
+
+def is_bundle(model: Path) -> bool:
+    """Whether a folder is a bundle; else it is taken for a checkpoint."""
+    return (model / "manifest.json").is_file()
+
+
+def open_writer(model: Path, cache: Path) -> Writer:
+    """Open a stage-2 checkpoint or a bundle.
+
+    Args:
+        model: Its folder.
+        cache: Keeps the preprocessed pixels of a checkpoint's studies.
+
+    Raises:
+        UsageError: The folder is no checkpoint of stage 2.
+        BundleError: The bundle is damaged.
+    """
+    return BundleWriter(model) if is_bundle(model) else CheckpointWriter(model, cache)
 
 
 class CheckpointWriter:
@@ -90,10 +112,7 @@ class BundleWriter:
         return [self._write(study, clue_scores) for study in studies]
 
     def _write(self, study: Study, clue_scores: Mapping[str, float] | None) -> Written | None:
-        source: Any = study.image
-        if study.image.suffix != ".dcm":
-            with Image.open(study.image) as opened:
-                source = np.asarray(opened.convert("L"), dtype=np.float32)
+        source = read_plain(study.image) if is_plain(study.image) else study.image
         try:
             report = self.reporter.report(source, clue_scores=clue_scores)
         except InputError:

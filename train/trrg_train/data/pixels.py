@@ -20,6 +20,8 @@ from trrg_train.data.array_file import create_array, open_array
 from trrg_train.data.study import Study
 
 WORKERS = 2
+PLAIN_IMAGES = (".jpg", ".jpeg", ".png")
+"""What is read as an 8-bit image; everything else is DICOM."""
 
 
 def cached_pixels(studies: Sequence[Study], preprocess: Preprocess, cache: Path) -> NDArray[np.float16]:
@@ -48,15 +50,28 @@ def read_pixels(image: Path, preprocess: Preprocess) -> NDArray[np.float32]:
         UsageError: The image file is missing or unreadable.
         DicomError: The DICOM file cannot be decoded.
     """
-    if image.suffix.lower() in (".jpg", ".jpeg", ".png"):
-        try:
-            with Image.open(image) as opened:
-                plane = np.asarray(opened.convert("L"), dtype=np.float32)
-        except OSError as error:
-            raise UsageError(f"cannot read the image {image.name}: {error}") from error
-        return preprocess.apply(plane)
+    if is_plain(image):
+        return preprocess.apply(read_plain(image))
     radiograph = dicom.load(image)
     return preprocess.apply(radiograph.pixels, spacing_mm=radiograph.pixel_size)
+
+
+def is_plain(image: Path) -> bool:
+    """Whether a file is read as an 8-bit image, by its name."""
+    return image.suffix.lower() in PLAIN_IMAGES
+
+
+def read_plain(image: Path) -> NDArray[np.float32]:
+    """Read an 8-bit image file as grey values float32 (H, W), 0 to 255.
+
+    Raises:
+        UsageError: It is missing or unreadable.
+    """
+    try:
+        with Image.open(image) as opened:
+            return np.asarray(opened.convert("L"), dtype=np.float32)
+    except OSError as error:
+        raise UsageError(f"cannot read the image {image.name}: {error}") from error
 
 
 def _build(studies: Sequence[Study], preprocess: Preprocess, path: Path) -> None:

@@ -28,17 +28,20 @@ _PATIENT = re.compile(r"(CXR\d+|patient\d+)_.*")  # ids of IU X-ray and CheXpert
 _NOTHING = frozenset({"", "nan", "none", "null"})
 
 
-def read_rexrank(path: Path, *, source: str) -> list[Study]:
+def read_rexrank(path: Path, *, source: str, images: Path | None = None, reports: bool = True) -> list[Study]:
     """Read all studies of a JSON file.
 
     The frontal image is ``key_image_path`` where the record has it, else the first PA, AP or frontal view, else the
     first image. Labels come from the sentence labeler. "None." and NaN count as empty. A record without a split
-    belongs to the test: that is what the files are for. A record without any report is refused.
+    belongs to the test: that is what the files are for. A record without any report is refused, unless ``reports`` is
+    False: then it is a study to write a report for.
 
     Args:
         path: The JSON file, or a folder with its JSON files. Image paths are relative to the first of
             ``IMAGE_FOLDERS`` beside the file, else to the file's own folder; a leading slash is taken off.
         source: Name of the data set.
+        images: The folder that image paths are relative to, where it is not one beside the file.
+        reports: Whether every record needs a report.
 
     Raises:
         UsageError: No file, no JSON, or a field is missing or malformed; names file and record.
@@ -49,8 +52,12 @@ def read_rexrank(path: Path, *, source: str) -> list[Study]:
     studies: list[Study] = []
     for file in files:
         beside = (file.parent / name for name in IMAGE_FOLDERS)
-        base = next((folder for folder in beside if folder.is_dir()), file.parent)
-        studies.extend(_study(name, record, base, source, where) for name, record, where in _records(file))
+        base = images or next((folder for folder in beside if folder.is_dir()), file.parent)
+        for name, record, where in _records(file):
+            study = _study(name, record, base, source, where)
+            if reports and not study.report:
+                raise UsageError(f"{where}: section_findings, section_impression or report is needed")
+            studies.append(study)
     return studies
 
 
@@ -82,7 +89,7 @@ def _study(name: str, record: Mapping[str, Any], base: Path, source: str, where:
     views = _views(record, len(listed))
     key = _frontal(record, listed, views, where)
     paths = tuple(base / item.lstrip("/") for item in listed)
-    report = _report(record, where)
+    report = _report(record)
     context = _context(record, where)
     return Study(
         study_id=name,
@@ -120,14 +127,12 @@ def _frontal(record: Mapping[str, Any], listed: Sequence[str], views: Sequence[s
     return frontal_index(views) or 0
 
 
-def _report(record: Mapping[str, Any], where: str) -> str:
-    """Findings and impression; from the sections where there is one, else from the whole report."""
+def _report(record: Mapping[str, Any]) -> str:
+    """Findings and impression; from the sections where there is one, else from the whole report; empty with neither."""
     keys = (("section_findings", "findings"), ("section_impression", "impression"))
     findings, impression = (next((t for k in names if (t := _text(record.get(k)))), "") for names in keys)
     if not findings and not impression:
         findings, impression = map(_text, findings_and_impression(_text(record.get("report"))))
-    if not findings and not impression:
-        raise UsageError(f"{where}: section_findings, section_impression or report is needed")
     return headed_report(clean_report(findings), clean_report(impression))
 
 

@@ -15,6 +15,7 @@ from trrg_train.data.cleaning import comparable
 from trrg_train.evaluation import clinical
 from trrg_train.evaluation.clinical import SENTENCE_LABELER, UNCERTAIN, Labeler, Uncertain
 from trrg_train.evaluation.floors import RULE, Floor, constant_report, in_train
+from trrg_train.evaluation.graphs import GraphReader, graph_statistics
 from trrg_train.evaluation.meteor import NEEDS_JAVA, java_is_here
 from trrg_train.evaluation.scores import Score, Weighting
 from trrg_train.evaluation.tables import Facts, Observation, TextEvaluation
@@ -34,6 +35,7 @@ class EvaluationOptions:
         seed: Of the resamples and of the samples that choose the floors.
         meteor: False leaves METEOR out.
         labeler: Reads observations out of reports.
+        graphs: Reads entities and relations out of reports; None leaves RadGraph F1 out.
     """
 
     tokenizer: Tokenizer = "plain"
@@ -42,6 +44,7 @@ class EvaluationOptions:
     seed: int = 7
     meteor: bool = True
     labeler: Labeler = SENTENCE_LABELER
+    graphs: GraphReader | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not offered."""
@@ -60,6 +63,7 @@ def evaluate_texts(
     references: Sequence[str],
     *,
     train_reports: Sequence[str],
+    also_seen: Sequence[str] = (),
     patients: Sequence[str] | None = None,
     options: EvaluationOptions | None = None,
 ) -> TextEvaluation:
@@ -69,6 +73,7 @@ def evaluate_texts(
         predictions: K texts.
         references: K texts, scored whole.
         train_reports: What the writer was trained on; makes the floors and tells which references are new.
+        also_seen: What else it was trained on, reports of other data sets: tells which references are new, no more.
         patients: One a study; None resamples studies.
         options: None takes the defaults.
 
@@ -78,19 +83,19 @@ def evaluate_texts(
     chosen = options or EvaluationOptions()
     _check(predictions, references, patients)
     floor = constant_report(train_reports, seed=chosen.seed)
-    known = in_train(references, train_reports)
+    seen = [*train_reports, *also_seen]
+    known = in_train(references, seen)
     clusters = list(patients) if patients else [str(row) for row in range(len(references))]
     weighting = Weighting.of(clusters, ~known, resamples=chosen.resamples, seed=chosen.seed)
-    said = {
-        name: clinical.asserted(texts, chosen.labeler, uncertain=chosen.uncertain)
-        for name, texts in (("model", predictions), ("truth", references), ("floor", [floor.text]))
-    }
-    said["floor"] = np.broadcast_to(said["floor"], said["truth"].shape)
+    said = _said(predictions, references, floor, chosen)
     return TextEvaluation(
-        facts=_facts(predictions, patients, known, train_reports, floor),
+        facts=_facts(predictions, patients, known, len(seen), floor),
         choices=_choices(chosen),
         text=_text_scores(predictions, references, floor, weighting, chosen),
-        clinical=_clinical_scores(said, train_reports, weighting, chosen),
+        clinical=(
+            *_clinical_scores(said, train_reports, weighting, chosen),
+            *_graph_scores(predictions, references, floor, weighting, chosen.graphs),
+        ),
         observations=_observations(said, weighting),
     )
 
@@ -103,6 +108,17 @@ def _check(predictions: Sequence[str], references: Sequence[str], patients: Sequ
     wordless = [row for row, text in enumerate(references) if not comparable(text)]
     if wordless:
         raise UsageError(f"{len(wordless)} references have no word, first number {wordless[0]} (from 0)")
+
+
+def _said(
+    predictions: Sequence[str], references: Sequence[str], floor: Floor, options: EvaluationOptions
+) -> dict[str, NDArray[np.bool_]]:
+    """What the model, the references and the constant report assert, bool (K, 14) each."""
+    said = {
+        name: clinical.asserted(texts, options.labeler, uncertain=options.uncertain)
+        for name, texts in (("model", predictions), ("truth", references), ("floor", [floor.text]))
+    }
+    return {**said, "floor": np.broadcast_to(said["floor"], said["truth"].shape)}
 
 
 def _text_scores(
@@ -140,6 +156,19 @@ def _clinical_scores(
     )
 
 
+def _graph_scores(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    floor: Floor,
+    weighting: Weighting,
+    reader: GraphReader | None,
+) -> tuple[Score, ...]:
+    if reader is None:
+        return ()
+    systems = [predictions, [floor.text] * len(references)]
+    return weighting.scores(*graph_statistics(systems, references, reader))
+
+
 def _observations(said: dict[str, NDArray[np.bool_]], weighting: Weighting) -> tuple[Observation, ...]:
     model = clinical.observation_statistics(said["model"], said["truth"])
     constant = clinical.observation_statistics(said["floor"], said["truth"])
@@ -154,7 +183,7 @@ def _facts(
     predictions: Sequence[str],
     patients: Sequence[str] | None,
     known: NDArray[np.bool_],
-    train_reports: Sequence[str],
+    seen: int,
     floor: Floor,
 ) -> Facts:
     counts = Counter(comparable(text) for text in predictions)
@@ -165,7 +194,8 @@ def _facts(
         distinct_predictions=len(counts),
         most_frequent_prediction=max(counts.values()) / len(predictions),
         in_train=float(known.mean()),
-        train_reports=len(train_reports),
+        train_reports=seen,
+        floor_reports=floor.reports,
         floor_kind=floor.kind,
         floor_share=floor.share,
     )
@@ -177,6 +207,7 @@ def _choices(options: EvaluationOptions) -> dict[str, str]:
         "references": "whole, never shortened",
         "cider": "document frequencies of all references, also on a part and in a resample",
         "labeler": options.labeler.name,
+        "graphs": options.graphs.name if options.graphs else "not asked for",
         "uncertain": f"counts as {options.uncertain}",
         "macro": "over the observations that the references assert",
         "example": clinical.EXAMPLE_CONVENTION,

@@ -31,12 +31,14 @@ class Floor:
     Attributes:
         text: Written for every study; train text, hence never printed.
         kind: ``"whole report"`` or ``"sentences"``.
-        share: Of the train reports, how many are this very text (comparabled).
+        share: Of the train reports, how many are this very text (``data.cleaning.comparable``).
+        reports: How many train reports it was chosen from.
     """
 
     text: str = field(repr=False)
     kind: str
     share: float
+    reports: int
 
 
 def in_train(references: Sequence[str], train_reports: Sequence[str]) -> NDArray[np.bool_]:
@@ -64,7 +66,7 @@ def constant_report(train_reports: Sequence[str], *, seed: int) -> Floor:
     candidates += [("sentences", text) for text in frequent_sentences(reports)]
     kind, text = max(candidates, key=lambda candidate: _fit(candidate[1], sample))
     same = sum(comparable(report) == comparable(text) for report in reports)
-    return Floor(text, kind, same / len(reports))
+    return Floor(text, kind, same / len(reports), len(reports))
 
 
 def frequent_reports(reports: Sequence[str]) -> list[str]:

@@ -1,8 +1,8 @@
-"""ReXrank's output file: predictions and references in one, where the references are public.
+"""ReXrank's output file: every record of its input, unchanged, with ``model_prediction`` added.
 
-The form is that of the leaderboard's example submission (github.com/rajpurkarlab/ReXrank, ``example_files/``): one
-record a study id, that of the input with ``model_prediction`` added. Studies to write reports for are read by
-``trrg_train.data.rexrank``.
+The form is that of the leaderboard's test files and example submission (github.com/rajpurkarlab/ReXrank, ``data/`` and
+``example_files/``): one object with a record a study id. Where the references are public, predictions and references
+are in one file. Studies to write reports for are read by ``trrg_train.data.rexrank``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,29 @@ PREDICTION = "model_prediction"
 SECTIONS = (("Findings", "section_findings"), ("Impression", "section_impression"))
 
 
+def write_predictions(
+    records: Mapping[str, Mapping[str, Any]], output_json: Path, predictions: Mapping[str, str]
+) -> None:
+    """Write the output file of an input file, aside and renamed: nobody finds half of it.
+
+    Args:
+        records: Of the input file, see ``read_records``.
+        output_json: ReXrank's ``--save_json_file``; replaced as a whole.
+        predictions: Study id to report, one for every record.
+
+    Raises:
+        UsageError: The output cannot be written.
+    """
+    written = {study: {**record, PREDICTION: predictions[study]} for study, record in records.items()}
+    aside = output_json.with_name(f"{output_json.name}.writing")
+    try:
+        aside.write_text(json.dumps(written, indent=4), encoding="utf-8")
+        aside.replace(output_json)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise UsageError(f"cannot write {output_json}: {error.strerror}") from error
+
+
 def read_pairs(output_json: Path) -> Pairs:
     """Predictions and references of an output file whose references are public.
 
@@ -29,7 +52,7 @@ def read_pairs(output_json: Path) -> Pairs:
     Raises:
         UsageError: A study has no prediction or no reference.
     """
-    records = _records(output_json)
+    records = read_records(output_json)
     written = {study: str(record[PREDICTION]) for study, record in records.items() if PREDICTION in record}
     references = {study: _reference(record) for study, record in records.items()}
     for study, reference in references.items():
@@ -48,7 +71,12 @@ def read_pairs(output_json: Path) -> Pairs:
     )
 
 
-def _records(path: Path) -> dict[str, dict[str, Any]]:
+def read_records(path: Path) -> dict[str, dict[str, Any]]:
+    """Study id to record of an input or an output file, as it stands there.
+
+    Raises:
+        UsageError: It is no object of records.
+    """
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError) as error:

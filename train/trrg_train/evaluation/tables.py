@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from trrg_train.evaluation.scores import Score
 
@@ -31,9 +32,10 @@ class Facts:
         distinct_predictions: Different texts, case and punctuation aside.
         most_frequent_prediction: Share of the studies that got the most frequent text.
         in_train: Share of the references that stand word for word in train.
-        train_reports: That the floors are made from.
+        train_reports: That the references were looked for in.
+        floor_reports: That the constant report was made from, all or some of those.
         floor_kind: Kind of the constant report.
-        floor_share: Share of train reports that are this very text.
+        floor_share: Share of those that are this very text.
     """
 
     studies: int
@@ -43,6 +45,7 @@ class Facts:
     most_frequent_prediction: float
     in_train: float
     train_reports: int
+    floor_reports: int
     floor_kind: str
     floor_share: float
 
@@ -76,7 +79,7 @@ class TextEvaluation:
         facts: What was compared.
         choices: Named choices and conventions, name to value.
         text: BLEU-1 to 4, METEOR, ROUGE-L, CIDEr.
-        clinical: Micro, macro and example-based, 14 and 5 observations.
+        clinical: Micro, macro and example-based, 14 and 5 observations; RadGraph F1 where it was asked for.
         observations: One a row of the class table.
     """
 
@@ -92,7 +95,12 @@ class TextEvaluation:
 
     def to_json(self) -> str:
         """All of it, text and clinical scores together."""
-        return json.dumps(_rounded(asdict(self)), indent=1, allow_nan=False)
+        return json.dumps(self.to_plain(), indent=1, allow_nan=False)
+
+    def to_plain(self) -> dict[str, Any]:
+        """All of it as mappings, lists, texts and numbers."""
+        plain: dict[str, Any] = _rounded(asdict(self))
+        return plain
 
     def to_markdown(self) -> str:
         """Tables of all of it, text and clinical scores together."""
@@ -104,15 +112,15 @@ def _render(evaluation: TextEvaluation) -> str:
     return "\n\n".join(
         [
             _facts(evaluation.facts),
-            _table(SCORE_HEAD, [_score(score) for score in (*evaluation.text, *evaluation.clinical)]),
-            _table(OBSERVATION_HEAD, [_observation(row) for row in evaluation.observations]),
+            table(SCORE_HEAD, [_score(score) for score in (*evaluation.text, *evaluation.clinical)]),
+            table(OBSERVATION_HEAD, [_observation(row) for row in evaluation.observations]),
             "\n".join(f"- {name}: {value}" for name, value in evaluation.choices.items()),
         ]
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is text and whose others are numbers."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose first column is text and whose others are numbers."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
 
@@ -123,7 +131,8 @@ def _facts(facts: Facts) -> str:
         f"{facts.studies} studies, {patients}. {facts.distinct_predictions} distinct reports were written, the most "
         f"frequent one for {facts.most_frequent_prediction:.1%} of the studies; {facts.empty_predictions} are empty. "
         f"{facts.in_train:.1%} of the references stand word for word among {facts.train_reports} train reports. "
-        f"The constant report ({facts.floor_kind}) is {facts.floor_share:.1%} of train."
+        f"The constant report ({facts.floor_kind}) is made from {facts.floor_reports} of these and is "
+        f"{facts.floor_share:.1%} of them word for word."
     )
 
 
@@ -155,7 +164,7 @@ def _range(low: float | None, high: float | None, *, signed: bool = False) -> st
     return f"{low:+.3f} to {high:+.3f}" if signed else f"{low:.3f} to {high:.3f}"
 
 
-def _rounded(value: object) -> object:
+def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, DIGITS)
     if isinstance(value, dict):
