@@ -1,5 +1,6 @@
 """A run that is killed goes on as if nothing had happened; one that cannot go on says why."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -16,10 +17,11 @@ pytestmark = pytest.mark.torch
 
 from trrg_sdk.errors import UsageError
 from trrg_train.cli import main
-from trrg_train.config import OptimConfig
+from trrg_train.config import OptimConfig, read_config
 from trrg_train.draws import Draws, draw_random
+from trrg_train.resume import last_complete, settings_of, step_to_resume
 from trrg_train.stage1 import Stage1Task
-from trrg_train.trainer import StudyTrainer, disk_is_full, last_complete, training_arguments
+from trrg_train.trainer import StudyTrainer, disk_is_full, training_arguments
 
 
 @pytest.fixture
@@ -177,3 +179,35 @@ def test_bf16_accumulation_and_checkpointed_activations_train(run, capsys):
     config.write_text(everywhere.replace((config.parent / "out").as_posix(), (config.parent / "other").as_posix()))
     assert main(["stage1", str(config)]) == UsageError.exit_code, "ResNet cannot"
     assert "set activation_checkpointing = false" in capsys.readouterr().err
+
+
+def test_steps_of_other_settings_are_refused_by_name(run, tmp_path):
+    config, steps = read_config(run("settings")), tmp_path / "steps"
+
+    def go_on(other, *, resume=True, weights="w"):
+        return step_to_resume(steps, settings_of(other, "stage1", stage1_weights=weights), resume=resume)
+
+    assert go_on(config, resume=False) is None, "nothing is there yet"
+    step = steps / "checkpoint-10"
+    step.mkdir()
+    (step / "complete").touch()
+    assert go_on(config) == step
+    optim = dataclasses.replace(config.stage1.optim, save_steps=7, logging_steps=3, activation_checkpointing=True)
+    assert go_on(dataclasses.replace(config, stage1=dataclasses.replace(config.stage1, optim=optim))) == step
+    assert go_on(dataclasses.replace(config, stage2=dataclasses.replace(config.stage2, views=9))) == step
+    optim = dataclasses.replace(config.stage1.optim, learning_rate=1.0)
+    other = dataclasses.replace(
+        config,
+        seed=9,
+        model=dataclasses.replace(config.model, joint_dim=64),
+        sources=(dataclasses.replace(config.sources[0], repeat=2),),
+        stage1=dataclasses.replace(config.stage1, optim=optim),
+    )
+    named = "model.joint_dim, seed, sources.toy.repeat, stage1.optim.learning_rate, stage1_weights"
+    with pytest.raises(UsageError, match=named):
+        go_on(other, weights="v")
+    with pytest.raises(UsageError, match="go on with --resume"):
+        go_on(config, resume=False)
+    (steps / "settings.json").unlink()
+    with pytest.raises(UsageError, match="does not say"):
+        go_on(config)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 from trrg_sdk.labeler import OBSERVATIONS
@@ -19,6 +19,11 @@ def states(**values):
     for name, value in values.items():
         row[OBSERVATIONS.index(name.replace("_", " "))] = value
     return row
+
+
+def related(studies, sentences, *, owner):
+    own = torch.arange(len(studies))[:, None] == torch.tensor(owner)
+    return relations(*(torch.from_numpy(np.stack(rows)) for rows in (studies, sentences)), own)
 
 
 def test_sentences_carry_what_they_say():
@@ -43,8 +48,8 @@ def test_the_sampler_prefers_assertions_by_its_ratio():
 
 def test_relations_of_a_batch():
     effusion, denied, unknown = states(Pleural_Effusion=1, Edema=-1), states(Pleural_Effusion=-1), states()
-    sentences = np.stack([states(Pleural_Effusion=1), states(Pleural_Effusion=-1), states(Edema=1), states()])
-    relation = relations(np.stack([effusion, denied, unknown]), sentences, np.array([0, 1, 2, 2]))
+    sentences = [states(Pleural_Effusion=1), states(Pleural_Effusion=-1), states(Edema=1), states()]
+    relation = related([effusion, denied, unknown], sentences, owner=[0, 1, 2, 2])
     positive, negative, hard, ignored = Relation.POSITIVE, Relation.NEGATIVE, Relation.HARD_NEGATIVE, Relation.IGNORED
     assert relation.tolist() == [
         [positive, negative, hard, ignored],
@@ -54,9 +59,8 @@ def test_relations_of_a_batch():
 
 
 def test_another_report_that_asserts_the_same_is_positive_and_that_denies_the_same_is_ignored():
-    both = np.stack([states(Pleural_Effusion=1, Edema=-1)] * 2)
-    sentences = np.stack([states(Pleural_Effusion=1), states(Edema=-1)])
-    relation = relations(both, sentences, np.array([0, 0]))
+    both = [states(Pleural_Effusion=1, Edema=-1)] * 2
+    relation = related(both, [states(Pleural_Effusion=1), states(Edema=-1)], owner=[0, 0])
     assert relation[1].tolist() == [Relation.POSITIVE, Relation.IGNORED]
 
 

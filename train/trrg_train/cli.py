@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING  # of several processes one speaks
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     try:
         return _run(args, f"trrg-train {' '.join(arguments)}")
     except ModuleNotFoundError as error:
@@ -119,7 +121,11 @@ def _run(args: argparse.Namespace, typed: str) -> int:
         from trrg_train.stage1 import run_stage1 as run
     else:
         from trrg_train.stage2 import run_stage2 as run
-    print(run(read_config(args.config), commands=(typed,), resume=args.resume))
+    from trrg_train.distributed import join_processes
+
+    folder = run(read_config(args.config), commands=(typed,), resume=args.resume)
+    if join_processes().is_main_process:
+        print(folder)
     return 0
 
 

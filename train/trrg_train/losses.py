@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from trrg_train.distributed import whole_mean
+
 
 class Relation(enum.IntEnum):
     """How a sentence stands to an image."""
@@ -62,10 +64,9 @@ def prompt_contrast(logits: Tensor, labels: Tensor, *, positive_weight: Tensor) 
         positive_weight: (C,), weight of a present one.
 
     Returns:
-        A scalar.
+        A scalar, see :func:`~trrg_train.distributed.whole_mean`.
     """
-    known = ~torch.isnan(labels)
     losses = binary_cross_entropy_with_logits(
         logits, labels.nan_to_num(0.0), pos_weight=positive_weight, reduction="none"
     )
-    return (losses * known).sum() / known.sum().clamp(min=1)
+    return whole_mean(losses, ~torch.isnan(labels))

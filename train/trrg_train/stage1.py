@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from trrg_train.data.pixels import cached_pixels
 from trrg_train.data.sentences import SentenceSampler, labelled_sentences, relations, report_states
 from trrg_train.data.sources import read_sources, repeated
 from trrg_train.data.study import Study, label_matrix
+from trrg_train.distributed import gather_rows, gradient_of_whole, join_processes
 from trrg_train.draws import Draw, Draws, draw_random
 from trrg_train.losses import prompt_contrast, sentence_contrast
 from trrg_train.metrics import auc, macro
@@ -29,13 +30,14 @@ from trrg_train.models.checkpoint import CheckpointMeta, save_checkpoint
 from trrg_train.models.clue_bank import BankedClue, embed_bank, tokenize
 from trrg_train.models.perceiver import Perceiver
 from trrg_train.models.tokenizer import train_tokenizer
+from trrg_train.resume import settings_of, step_to_resume
 from trrg_train.trainer import STUDIES_KEY, checkpoint_activations, fit, training_arguments
 
 log = logging.getLogger(__name__)
 
 
 class Stage1Batches:
-    """Collator: draws sentences, augments images, relates both."""
+    """Collator: draws sentences, augments images, says what relates both."""
 
     def __init__(
         self, studies: Sequence[Study], pixels: NDArray[np.float16], config: RunConfig, tokenizer: Any
@@ -65,8 +67,12 @@ class Stage1Batches:
         indices = [draw.study for draw in draws]
         words, grain = zip(*(draw_random(draw, seed=self.seed) for draw in draws), strict=True)
         drawn = [(row, s) for row, i in enumerate(indices) for s in self.sampler.draw(self.sentences[i], words[row])]
-        owner = np.array([row for row, _ in drawn], dtype=np.int64)
-        states = np.stack([sentence.states for _, sentence in drawn])
+        facts = (
+            torch.tensor([draw.number for draw in draws]),
+            torch.from_numpy(self.states[indices]),
+            torch.tensor([draws[row].number for row, _ in drawn]),
+            torch.from_numpy(np.stack([sentence.states for _, sentence in drawn])),
+        )
         ids, mask = tokenize([s.text for _, s in drawn], self.text_tokenizer, max_length=self.max_length)
         plain = torch.from_numpy(np.stack([self.pixels[i] for i in indices]).astype(np.float32))
         return {
@@ -74,7 +80,7 @@ class Stage1Batches:
             "pixels": augment(plain, grain, strength=[self.strength[self.studies[i].source] for i in indices]),
             "sentence_ids": ids,
             "sentence_mask": mask,
-            "relation": torch.from_numpy(relations(self.states[indices], states, owner)),
+            "facts": facts,
             "labels": self.labels[indices],
         }
 
@@ -101,24 +107,46 @@ class Stage1Task(nn.Module):
         self.register_buffer("balance", balance, persistent=False)
 
     def forward(
-        self, pixels: Tensor, sentence_ids: Tensor, sentence_mask: Tensor, relation: Tensor, labels: Tensor
+        self,
+        pixels: Tensor,
+        sentence_ids: Tensor,
+        sentence_mask: Tensor,
+        facts: tuple[Tensor, Tensor, Tensor, Tensor],
+        labels: Tensor,
     ) -> dict[str, Tensor]:
-        """Compute both contrasts; keys ``loss``, ``prompt_loss``, ``contrast_loss``, ``logits`` (B, C)."""
+        """Compute both contrasts, over the batches of all processes (see :mod:`trrg_train.distributed`).
+
+        Args:
+            pixels: float32 (B, C, S, S), preprocessed.
+            sentence_ids: int64 (K, L).
+            sentence_mask: int64 (K, L).
+            facts: Numbers of the draws, int64 (B,); states of their reports, int8 (B, 14); number of the draw that each
+                sentence is from, int64 (K,); states of the sentences, int8 (K, 14).
+            labels: float32 (B, 14), 1, 0 or NaN.
+
+        Returns:
+            Keys ``loss``, ``prompt_loss``, ``contrast_loss``, ``logits`` (B, 14).
+        """
         _, patch_joint, global_joint = self.perceiver.encode_images(pixels)
         sentences = self.perceiver.encode_texts(sentence_ids, sentence_mask)
         prompts_ids, prompts_mask = self.get_buffer("prompt_ids"), self.get_buffer("prompt_mask")
         positive, negative = self.perceiver.encode_texts(prompts_ids, prompts_mask).chunk(2)
         logits, _ = self.perceiver.perception(patch_joint, global_joint, positive, negative)
-        contrast = sentence_contrast(
-            global_joint,
-            sentences,
-            relation,
-            temperature=self.settings.temperature,
-            hard_negative_weight=self.settings.hard_negative_weight,
-        )
+        contrast = self._contrast(global_joint, sentences, facts)
         prompt = prompt_contrast(logits, labels, positive_weight=self.get_buffer("balance"))
         loss = prompt + self.settings.contrast_weight * contrast
         return {"loss": loss, "prompt_loss": prompt, "contrast_loss": contrast, "logits": logits}
+
+    def _contrast(self, images: Tensor, sentences: Tensor, facts: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        draws, states, owners, sentence_states = (gather_rows(rows) for rows in facts)
+        loss = sentence_contrast(
+            gather_rows(images),
+            gather_rows(sentences),
+            relations(states, sentence_states, draws[:, None] == owners),
+            temperature=self.settings.temperature,
+            hard_negative_weight=self.settings.hard_negative_weight,
+        )
+        return gradient_of_whole(loss)
 
     def activation_checkpointing_enable(self, **settings: Any) -> None:
         """Called by the Trainer when the configuration asks for it."""
@@ -136,6 +164,7 @@ def run_stage1(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
     Returns:
         Folder of the stage-1 checkpoint.
     """
+    run = join_processes()
     torch.manual_seed(config.seed)
     studies = read_sources(config.sources)
     train = [s for s in studies if s.split == "train"]
@@ -146,35 +175,38 @@ def run_stage1(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
     tokenizer = train_tokenizer(corpus, vocab_size=config.stage1.vocab_size)
     perceiver = Perceiver(config.model, vocab_size=tokenizer.get_vocab_size())
     tokens = tokenize(ordered, tokenizer, max_length=config.model.max_text_length)
-    pixels = cached_pixels(train, preprocess, config.out / "cache")
+    with run.main_process_first():
+        pixels = cached_pixels(train, preprocess, config.out / "cache")
     batches = Stage1Batches(train, pixels, config, tokenizer)
-    _fit(perceiver, config, prompts=tokens, batches=batches, resume=resume)
-    meta = CheckpointMeta(
-        stage=1,
-        clues=_calibrated(perceiver.eval(), bank, tokenizer, config, studies),
-        preprocess=preprocess.to_manifest(),
-        data=describe(studies),
-        commands=(*(source.made_by for source in config.sources if source.made_by), *commands),
-        seed=config.seed,
-    )
-    folder = config.out / "stage1"
-    save_checkpoint(folder, model=perceiver, config=config.model, tokenizer=tokenizer, meta=meta)
-    return folder
+    perceiver = _fit(perceiver, config, prompts=tokens, batches=batches, resume=resume)
+    if run.is_main_process:
+        meta = CheckpointMeta(
+            stage=1,
+            clues=_calibrated(perceiver.eval(), bank, tokenizer, config, studies),
+            preprocess=preprocess.to_manifest(),
+            data=describe(studies),
+            commands=(*(source.made_by for source in config.sources if source.made_by), *commands),
+            seed=config.seed,
+        )
+        save_checkpoint(config.out / "stage1", model=perceiver, config=config.model, tokenizer=tokenizer, meta=meta)
+    run.wait_for_everyone()
+    return config.out / "stage1"
 
 
 def _fit(
     perceiver: Perceiver, config: RunConfig, *, prompts: tuple[Tensor, Tensor], batches: Stage1Batches, resume: bool
-) -> None:
+) -> Perceiver:
     indices = repeated(batches.studies, config.sources)
     balance = class_balance(batches.labels.numpy()[indices], limit=config.stage1.max_positive_weight)
-    optim = config.stage1.optim
-    fit(
+    optim, steps = config.stage1.optim, config.out / "stage1-steps"
+    task: Any = fit(
         Stage1Task(perceiver, config.stage1, prompts=prompts, balance=balance),
         Draws(indices, epochs=optim.epochs, seed=config.seed),
         batches,
-        arguments=training_arguments(optim, config.out / "stage1-steps", seed=config.seed),
-        resume=resume,
+        arguments=training_arguments(optim, steps, seed=config.seed),
+        resume=step_to_resume(steps, settings_of(config, "stage1"), resume=resume),
     )
+    return cast(Perceiver, task.perceiver)
 
 
 def class_balance(labels: NDArray[np.float32], *, limit: float) -> Tensor:

@@ -20,13 +20,15 @@ from trrg_train.data.pixels import cached_pixels
 from trrg_train.data.sides import side_matrix
 from trrg_train.data.sources import read_sources, repeated
 from trrg_train.data.study import Study, label_matrix
+from trrg_train.distributed import join_processes
 from trrg_train.draws import Draw, Draws, draw_random
 from trrg_train.encodings import Encodings, Views, cached_encodings
-from trrg_train.models.checkpoint import Checkpoint, CheckpointMeta, load_checkpoint, save_checkpoint
+from trrg_train.models.checkpoint import Checkpoint, CheckpointMeta, load_checkpoint, save_checkpoint, weights_hash
 from trrg_train.models.clue_bank import BankedClue, clue_inputs, embed_bank
 from trrg_train.models.fusion import ClueInputs
 from trrg_train.models.tokenizer import BOS_ID, EOS_ID, pad_batch
 from trrg_train.models.trrg import EncodedImages, Prompt, ReportTokens, Trrg
+from trrg_train.resume import settings_of, step_to_resume
 from trrg_train.trainer import STUDIES_KEY, checkpoint_activations, fit, training_arguments
 
 log = logging.getLogger(__name__)
@@ -184,6 +186,7 @@ def run_stage2(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
     Returns:
         Folder of the stage-2 checkpoint.
     """
+    run = join_processes()
     torch.manual_seed(config.seed)
     first = load_checkpoint(config.out / "stage1")
     studies = read_sources(config.sources)
@@ -192,19 +195,23 @@ def run_stage2(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
         embedded = embed_bank(
             first.meta.clues, first.perceiver(), first.tokenizer, max_length=config.model.max_text_length
         )
-    pixels = cached_pixels(train, first.preprocess, config.out / "cache")
-    views = Views(config.stage2.views, config.seed)
-    encodings = cached_encodings(first, embedded, pixels, views=views, cache=config.out / "cache")
-    model = _model(config, first)
-    optim = config.stage2.optim
-    fit(
-        Stage2Task(model, first.meta.clues, embedded),
+    with run.main_process_first():
+        pixels = cached_pixels(train, first.preprocess, config.out / "cache")
+        views = Views(config.stage2.views, config.seed)
+        encodings = cached_encodings(first, embedded, pixels, views=views, cache=config.out / "cache")
+    optim, steps = config.stage2.optim, config.out / "stage2-steps"
+    settings = settings_of(config, "stage2", stage1_weights=weights_hash(first.folder))
+    task: Any = fit(
+        Stage2Task(_model(config, first), first.meta.clues, embedded),
         Draws(repeated(train, config.sources), epochs=optim.epochs, seed=config.seed),
         Stage2Batches(train, encodings, config.stage2, first.tokenizer, seed=config.seed),
-        arguments=training_arguments(optim, config.out / "stage2-steps", seed=config.seed),
-        resume=resume,
+        arguments=training_arguments(optim, steps, seed=config.seed),
+        resume=step_to_resume(steps, settings, resume=resume),
     )
-    return _save(model, config, first, studies, (*first.meta.commands, *commands))
+    if run.is_main_process:
+        _save(task.model, config, first, studies, (*first.meta.commands, *commands))
+    run.wait_for_everyone()
+    return config.out / "stage2"
 
 
 def instruction_prompt(instruction: str, tokenizer: Any) -> Prompt:
@@ -226,7 +233,7 @@ def _model(config: RunConfig, first: Checkpoint) -> Trrg:
 
 def _save(
     model: Trrg, config: RunConfig, first: Checkpoint, studies: Sequence[Study], commands: tuple[str, ...]
-) -> Path:
+) -> None:
     meta = CheckpointMeta(
         stage=2,
         clues=first.meta.clues,
@@ -243,7 +250,6 @@ def _save(
     held_out = [s for s in studies if s.split == "val"][:: max(1, _stride(studies, config.stage2.parity_studies))]
     pixels = cached_pixels(held_out[: config.stage2.parity_studies], first.preprocess, config.out / "cache")
     save_file({"pixels": torch.from_numpy(np.array(pixels))}, folder / "parity.safetensors")
-    return folder
 
 
 def _stride(studies: Sequence[Study], count: int) -> int:

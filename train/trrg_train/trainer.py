@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import logging
-import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trrg_sdk.errors import UsageError
 from trrg_train.config import OptimConfig
+from trrg_train.distributed import mean_over_processes
 from trrg_train.draws import Draw, Draws
+from trrg_train.resume import COMPLETE_FILE, last_complete
 
 log = logging.getLogger(__name__)
 
-COMPLETE_FILE = "complete"
 STUDIES_KEY = "studies"
 
 Collator = Callable[[Sequence[Draw]], dict[str, Any]]
@@ -61,33 +65,44 @@ def training_arguments(optim: OptimConfig, folder: Path, *, seed: int) -> Traini
     )
 
 
-def fit(task: nn.Module, draws: Draws, batches: Collator, *, arguments: TrainingArguments, resume: bool) -> None:
-    """Train to the end.
+def fit(
+    task: nn.Module, draws: Draws, batches: Collator, *, arguments: TrainingArguments, resume: Path | None
+) -> nn.Module:
+    """Train to the end, with all processes of the run.
 
     Args:
         task: Its ``forward`` takes a batch and returns ``loss`` and the terms of it, each a scalar.
-        draws: All studies of the run, in order.
+        draws: All studies of the run, in order; what is left when no whole step can be made of it is not seen.
         batches: Makes a batch; ``studies`` in it, a list of study ids, is for messages and never reaches the task.
         arguments: See :func:`training_arguments`.
-        resume: Continue from the last step that was saved completely.
+        resume: A complete step to continue from.
+
+    Returns:
+        The task on the CPU, with trained weights in the main process.
 
     Raises:
-        UsageError: The loss is no finite number, the disk is full (what was saved before stays), or an earlier run's
-            steps are there and were not asked for: a later --resume would take them for its own.
+        UsageError: The loss is no finite number, the disk is full (what was saved before stays), or several GPUs are
+            there and only one process, or FSDP is asked for where accelerate has none (on CPUs).
     """
-    folder = Path(str(arguments.output_dir))
-    if not resume and last_complete(folder):
-        raise UsageError(f"{folder} holds steps of an earlier run: go on with --resume, or remove the folder")
+    sharded = parse_flag_from_env("ACCELERATE_USE_FSDP")
+    empty = without_weights(task) if sharded else None
     trainer = StudyTrainer(
-        model=task,
+        model=ready_to_shard(task) if sharded else ready_for_processes(task, arguments),
         args=arguments,
         data_collator=batches,
-        train_dataset=draws,
-        callbacks=[MarkComplete()],
+        train_dataset=whole_steps(draws, arguments.train_batch_size * arguments.world_size),
+        callbacks=[MarkComplete(), *([ZeroGradients()] if sharded else [])],
     )
-    last = last_complete(folder) if resume else None
+    if sharded and not trainer.is_fsdp_enabled:
+        raise UsageError("accelerate has FSDP on accelerators only: start without its configuration file on CPUs")
+    _train(trainer, resume)
+    return trainer.gathered(empty) if empty else task.cpu()
+
+
+def _train(trainer: StudyTrainer, resume: Path | None) -> None:
+    folder = Path(str(trainer.args.output_dir))
     try:
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     except (OSError, SafetensorError, RuntimeError) as error:
         if not disk_is_full(error):
             raise
@@ -96,6 +111,52 @@ def fit(task: nn.Module, draws: Draws, batches: Collator, *, arguments: Training
         raise UsageError(
             f"the disk of {folder} is full; {good}. Free some space and run again with --resume"
         ) from error
+
+
+def whole_steps(draws: Draws, size: int) -> Dataset[Draw]:
+    """Leave out the last draws, which fill no step of ``size`` studies: the processes never share a step unevenly."""
+    return Subset(draws, range(len(draws) - len(draws) % size or len(draws)))
+
+
+def ready_for_processes(task: nn.Module, arguments: TrainingArguments) -> nn.Module:
+    """Let BatchNorm take its statistics from all processes on GPUs; on CPUs each process has those of its own batch.
+
+    Raises:
+        UsageError: Several GPUs and one process: transformers would split each batch without gathering the contrast.
+    """
+    if arguments.n_gpu > 1:
+        raise UsageError(
+            f"{arguments.n_gpu} GPUs are visible to one process: start with `accelerate launch --num_processes "
+            f"{arguments.n_gpu} -m trrg_train.cli ...`, or let CUDA_VISIBLE_DEVICES name one"
+        )
+    if arguments.world_size > 1 and arguments.device.type == "cuda":
+        task = nn.SyncBatchNorm.convert_sync_batchnorm(task)
+    return task
+
+
+def ready_to_shard(task: nn.Module) -> nn.Module:
+    """Name the layers that FSDP spreads one by one, and lay each weight as it wants it: contiguous, and no scalar."""
+    named = {name for module in task.modules() for name in _undivided(module)}
+    layers: Any = sorted(named & {type(module).__name__ for module in task.modules()})
+    task._no_split_modules = layers
+    for module in task.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            weight.data = weight.data.contiguous()
+            if not weight.ndim:
+                module.register_parameter(name, nn.Parameter(weight.data.reshape(1), weight.requires_grad))
+    return task
+
+
+def _undivided(module: nn.Module) -> Iterable[str]:
+    """Classes of layers that a model of transformers wants on one device."""
+    names: Iterable[str] | None = getattr(module, "_no_split_modules", None)
+    return names or ()
+
+
+def without_weights(task: nn.Module) -> nn.Module:
+    """Copy a task, buffers included, with parameters that have a shape and no storage (the meta device)."""
+    empty = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in task.parameters()}
+    return copy.deepcopy(task, empty)
 
 
 def checkpoint_activations(parts: Sequence[Any], settings: dict[str, Any]) -> None:
@@ -111,17 +172,6 @@ def checkpoint_activations(parts: Sequence[Any], settings: dict[str, Any]) -> No
             raise UsageError(f"set activation_checkpointing = false: {error}") from error
 
 
-def last_complete(folder: Path) -> Path | None:
-    """Return the newest saved step that was written to its end, and remove those that were not."""
-    steps = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for step in steps:
-        if not (step / COMPLETE_FILE).is_file():
-            log.warning("%s was not written to its end and is removed", step.name)
-            shutil.rmtree(step)
-    whole = [step for step in steps if step.is_dir()]
-    return whole[-1] if whole else None
-
-
 def disk_is_full(error: BaseException) -> bool:
     """Tell whether an error of torch, safetensors or the system means that the disk is full."""
     text = str(error).lower()
@@ -133,9 +183,31 @@ class MarkComplete(TrainerCallback):
     """Puts a mark into each saved step when everything of it is written: only such a step is resumed from."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Mark the step that was just saved."""
+        """Mark the step that was just saved, when every process has written its part."""
+        PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE_FILE).touch()
+
+
+class ZeroGradients(TrainerCallback):
+    """Gives a weight that no loss reaches, such as a backbone's unused pooler, a gradient of zero.
+
+    Without one the optimizer keeps no state of it, and torch refuses to read the step back under FSDP: it wants a state
+    of every weight.
+    """
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        """Fill what backward left empty."""
+        for weight in model.parameters() if model else ():
+            if weight.requires_grad and weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
 
 
 class StudyTrainer(Trainer):
@@ -167,4 +239,25 @@ class StudyTrainer(Trainer):
         """Add the mean of each term since the last entry."""
         means = {name: float(torch.stack(values).mean()) for name, values in self.terms.items()}
         self.terms.clear()
-        super().log({**logs, **means}, start_time)
+        super().log({**logs, **mean_over_processes(means)}, start_time)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Name the weights of linear layers and convolutions, and no others.
+
+        A decay to zero would mean something for biases, norms, temperatures, positions and embeddings. The default
+        of transformers decays BatchNorm, embeddings and whatever parameter has a name of its own.
+        """
+        looked_up = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Embedding)}
+        return [
+            name
+            for name, weight in model.named_parameters()
+            if name.endswith("weight") and weight.ndim > 1 and name not in looked_up
+        ]
+
+    def gathered(self, empty: nn.Module) -> nn.Module:
+        """Put the weights that FSDP spread over the processes into a task without weights, in the main process."""
+        weights = self.accelerator.get_state_dict(self.model_wrapped)
+        if self.accelerator.is_main_process:
+            whole = {name: weights[name].reshape(old.shape) for name, old in empty.state_dict().items()}
+            empty.load_state_dict(whole, assign=True)
+        return empty

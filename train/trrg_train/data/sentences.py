@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from trrg_sdk.labeler import OBSERVATIONS, label_sentence, split_sentences
 from trrg_train.losses import Relation
@@ -57,7 +59,7 @@ class SentenceSampler:
         return [sentences[i] for i in chosen]
 
 
-def relations(studies: NDArray[np.int8], sentences: NDArray[np.int8], owner: NDArray[np.int64]) -> NDArray[np.int64]:
+def relations(studies: Tensor, sentences: Tensor, own: Tensor) -> Tensor:
     """Say how each sentence of a batch stands to each image.
 
     An image's own sentence is positive, and so is another report's sentence that asserts what this report asserts.
@@ -67,23 +69,19 @@ def relations(studies: NDArray[np.int8], sentences: NDArray[np.int8], owner: NDA
     Args:
         studies: int8 (B, 14), see :func:`report_states`.
         sentences: int8 (S, 14), see :class:`LabelledSentence`.
-        owner: int64 (S,), row of the image whose report the sentence is from.
+        own: bool (B, S), True where the sentence is from the image's report.
 
     Returns:
         int64 (B, S) of :class:`~trrg_train.losses.Relation`.
     """
     product = studies[:, None, :] * sentences[None, :, :]  # (B, S, 14)
-    mentioned: NDArray[np.bool_] = np.not_equal(sentences, 0)[None]
-    asserted: NDArray[np.bool_] = np.greater(sentences, 0)[None]
-    agrees = (np.equal(product, 1) == mentioned).all(-1) & mentioned.any(-1)
-    asserting = asserted.any(-1)
-    conflict = np.equal(product, -1).any(-1)
-    hard = (np.equal(product, -1) & asserted).any(-1)
-    relation = np.full(agrees.shape, int(Relation.IGNORED), dtype=np.int64)
-    relation[agrees & asserting] = int(Relation.POSITIVE)
-    relation[conflict] = int(Relation.NEGATIVE)
-    relation[hard] = int(Relation.HARD_NEGATIVE)
-    relation[owner, np.arange(len(owner))] = int(Relation.POSITIVE)
+    mentioned, asserted = sentences != 0, sentences > 0  # (S, 14)
+    agrees = ((product == 1) == mentioned).all(-1) & mentioned.any(-1)
+    relation = torch.full_like(own, int(Relation.IGNORED), dtype=torch.int64)
+    relation[agrees & asserted.any(-1)] = int(Relation.POSITIVE)
+    relation[(product == -1).any(-1)] = int(Relation.NEGATIVE)
+    relation[((product == -1) & asserted).any(-1)] = int(Relation.HARD_NEGATIVE)
+    relation[own] = int(Relation.POSITIVE)
     return relation
 
 

@@ -10,6 +10,7 @@ parity.safetensors preprocessed pixels of held-out studies, for the export's com
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -147,6 +148,12 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         model = Trrg(config, vocab_size=vocab_size, prompt=Prompt(meta.prefix_ids, meta.suffix_ids))
     model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     return Checkpoint(folder, config, tokenizer, meta, model.eval())
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 of a checkpoint's weights file."""
+    with (folder / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def update_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:

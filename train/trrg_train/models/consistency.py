@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
+from trrg_train.distributed import whole_mean
+
 
 class ConsistencyHeads(nn.Module):
     """Two readings of the disease distribution and one of the sides, for any number of clues.
@@ -56,14 +58,13 @@ def consistency_loss(from_clues: Tensor, from_report: Tensor, labels: Tensor) ->
         labels: float32 (B, C), NaN where not known: those count for the agreement only.
 
     Returns:
-        A scalar.
+        A scalar, see :func:`~trrg_train.distributed.whole_mean`.
     """
-    known = ~torch.isnan(labels)
     target = labels.nan_to_num(0.0)
     cross = binary_cross_entropy_with_logits(from_clues, target, reduction="none")
     cross = cross + binary_cross_entropy_with_logits(from_report, target, reduction="none")
     agreement = bernoulli_kl(from_clues, from_report) + bernoulli_kl(from_report, from_clues)
-    return (cross * known).sum() / known.sum().clamp(min=1) + 0.5 * agreement.mean()
+    return whole_mean(cross, ~torch.isnan(labels)) + 0.5 * agreement.mean()
 
 
 def side_loss(from_clues: Tensor, sides: Tensor) -> Tensor:

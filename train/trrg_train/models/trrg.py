@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from trrg_train.distributed import whole_mean
 from trrg_train.models.config import ModelConfig
 from trrg_train.models.consistency import ConsistencyHeads, consistency_loss, side_loss
 from trrg_train.models.fusion import ClueInputs, Fusion, FusionOutput
 from trrg_train.models.llm import build_llm
 from trrg_train.models.perceiver import Perceiver
-
-IGNORED = -100
 
 
 class EncodedImages(NamedTuple):
@@ -49,7 +48,7 @@ class ReportTokens(NamedTuple):
 
 
 class TrrgOutput(NamedTuple):
-    """Losses and logits of one batch of stage 2."""
+    """Losses and logits of one batch of stage 2; of several processes see :mod:`trrg_train.distributed`."""
 
     loss: Tensor
     language_loss: Tensor
@@ -129,8 +128,8 @@ class Trrg(nn.Module):
         )
         start = prompt.shape[1]
         logits = output.logits[:, start - 1 : -1]  # (B, T, V)
-        targets = report.ids.masked_fill(~report.counted, IGNORED)
-        language = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        losses = cross_entropy(logits.flatten(0, 1), report.ids.flatten(), reduction="none")
+        language = whole_mean(losses, report.counted.flatten())
         consistency = self._consistency(fused, output.hidden_states[-1][:, start:], report.mask, clues, labels)
         side = self._side(fused, sides)
         loss = language + self.consistency_weight * (consistency + side)
