@@ -36,7 +36,7 @@ def model(tiny_config):
 
 def test_only_weights_of_layers_decay(model, tmp_path):
     arguments = training_arguments(OptimConfig(1, 4, 1e-3, weight_decay=0.5), tmp_path, seed=1)
-    optimizer = StudyTrainer(model=model, args=arguments).create_optimizer()
+    optimizer = StudyTrainer(model=model, args=arguments, validation=None).create_optimizer()
     decay = {id(weight): group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]}
     trained = {name: decay[id(weight)] for name, weight in model.named_parameters() if weight.requires_grad}
     pulled, free = ({name for name, value in trained.items() if value == kept} for kept in (0.5, 0.0))

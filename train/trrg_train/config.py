@@ -16,6 +16,10 @@ T = TypeVar("T")
 
 PRECISIONS = ("fp32", "bf16")
 
+LAST = "last"
+SELECT_STAGE1 = ("macro_auc", LAST)
+SELECT_STAGE2 = ("clinical_f1", "loss", LAST)
+
 
 @dataclass(frozen=True)
 class SourceConfig:
@@ -55,6 +59,9 @@ class OptimConfig:
         warmup_steps: Linear.
         save_steps: A resumable checkpoint every so many steps.
         logging_steps: An entry in the log every so many steps.
+        eval_steps: Held-out studies are measured every so many steps and after the last; 0 means after the last only.
+            ``save_steps`` must be a multiple of it.
+        patience: The stage ends after so many evaluations in a row without a better one; 0 means that it does not.
         accumulation_steps: Batches whose gradients make one step.
         precision: ``"fp32"``, or ``"bf16"``: autocast over weights that stay fp32.
         activation_checkpointing: Compute activations twice instead of keeping them.
@@ -67,12 +74,18 @@ class OptimConfig:
     warmup_steps: int = 100
     save_steps: int = 200
     logging_steps: int = 20
+    eval_steps: int = 0
+    patience: int = 0
     accumulation_steps: int = 1
     precision: str = "fp32"
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a precision that is none."""
+        """Refuse a precision that is none, and evaluations that do not fit."""
+        if self.eval_steps < 0 or (self.eval_steps and self.save_steps % self.eval_steps):
+            raise UsageError(f"save_steps = {self.save_steps} must be a multiple of eval_steps = {self.eval_steps}")
+        if self.patience and not self.eval_steps:
+            raise UsageError(f"patience = {self.patience} needs eval_steps above 0")
         if self.precision not in PRECISIONS:
             raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
 
@@ -90,6 +103,8 @@ class Stage1Config:
         hard_negative_weight: Of a sentence that asserts what the image's report denies.
         contrast_weight: Of the sentence contrast beside the prompt contrast.
         max_positive_weight: Limit of the class balance of the prompt contrast.
+        select_by: Which step is kept where ``eval_steps`` is above 0: that of the best ``"macro_auc"`` on the held-out
+            studies (mean over sources of the mean over observations), or the ``"last"``.
     """
 
     optim: OptimConfig
@@ -100,6 +115,11 @@ class Stage1Config:
     hard_negative_weight: float = 2.0
     contrast_weight: float = 0.3
     max_positive_weight: float = 6.0
+    select_by: str = "macro_auc"
+
+    def __post_init__(self) -> None:
+        """Refuse a choice that is none."""
+        _check_choice(self.select_by, SELECT_STAGE1, self.optim)
 
 
 @dataclass(frozen=True)
@@ -116,6 +136,11 @@ class Stage2Config:
         gate_noise: Standard deviation of the noise on the clue logits.
         max_new_tokens: Hard limit of a report.
         parity_studies: Held-out studies that travel with the checkpoint for the export's comparison.
+        select_by: Which step is kept where ``eval_steps`` is above 0: that of the best ``"clinical_f1"`` of reports
+            written of held-out studies (mean over sources of the macro F1), of the lowest ``"loss"`` of their
+            references, or the ``"last"``.
+        validation_studies: At most so many held-out studies are measured in an evaluation, evenly over the sources.
+        samples: So many of the reports are shown beside their references.
     """
 
     optim: OptimConfig
@@ -125,6 +150,18 @@ class Stage2Config:
     gate_noise: float = 0.7
     max_new_tokens: int = 192
     parity_studies: int = 64
+    select_by: str = "clinical_f1"
+    validation_studies: int = 96
+    samples: int = 6
+
+    def __post_init__(self) -> None:
+        """Refuse a choice that is none."""
+        _check_choice(self.select_by, SELECT_STAGE2, self.optim)
+        if self.validation_studies < 1 or self.samples < 0:
+            raise UsageError(
+                "validation_studies must be at least 1 and samples at least 0, not "
+                f"{self.validation_studies} and {self.samples}"
+            )
 
 
 @dataclass(frozen=True)
@@ -146,6 +183,13 @@ class RunConfig:
     sources: tuple[SourceConfig, ...]
     stage1: Stage1Config
     stage2: Stage2Config
+
+
+def _check_choice(select_by: str, known: tuple[str, ...], optim: OptimConfig) -> None:
+    if select_by not in known:
+        raise UsageError(f"select_by must be one of {', '.join(known)}, not {select_by!r}")
+    if optim.patience and select_by == LAST:
+        raise UsageError(f"patience = {optim.patience} needs a figure to look at: select_by is {LAST!r}")
 
 
 def read_config(path: Path) -> RunConfig:

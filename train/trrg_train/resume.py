@@ -81,13 +81,18 @@ def settings_of(config: RunConfig, stage: str, **more: str) -> dict[str, Any]:
 
 def last_complete(folder: Path) -> Path | None:
     """Return the newest saved step that was written to its end, and remove those that were not."""
-    steps = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    steps = sorted(folder.glob("checkpoint-*"), key=step_of)
     for step in steps:
         if not (step / COMPLETE_FILE).is_file():
             log.warning("%s was not written to its end and is removed", step.name)
             shutil.rmtree(step)
     whole = [step for step in steps if step.is_dir()]
     return whole[-1] if whole else None
+
+
+def step_of(folder: Path) -> int:
+    """Read the number of a saved step from its name."""
+    return int(folder.name.rpartition("-")[2])
 
 
 def _whole_path(path: Path) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 from torch import Tensor, nn
 
+from trrg_sdk.errors import UsageError
 from trrg_sdk.labeler import OBSERVATIONS
 from trrg_sdk.preprocess import Preprocess
 from trrg_train.augment import augment
@@ -25,13 +28,17 @@ from trrg_train.data.study import Study, label_matrix
 from trrg_train.distributed import gather_rows, gradient_of_whole, join_processes
 from trrg_train.draws import Draw, Draws, draw_random
 from trrg_train.losses import prompt_contrast, sentence_contrast
-from trrg_train.metrics import auc, macro
+from trrg_train.metrics import macro
 from trrg_train.models.checkpoint import CheckpointMeta, save_checkpoint
-from trrg_train.models.clue_bank import BankedClue, embed_bank, tokenize
+from trrg_train.models.clue_bank import BankedClue, tokenize
 from trrg_train.models.perceiver import Perceiver
 from trrg_train.models.tokenizer import train_tokenizer
 from trrg_train.resume import settings_of, step_to_resume
 from trrg_train.trainer import STUDIES_KEY, checkpoint_activations, fit, training_arguments
+from trrg_train.watching.record import Fitted, Perceived
+from trrg_train.watching.summary import stage_record, sum_up
+from trrg_train.watching.validation import PerceptionValidation, aucs
+from trrg_train.watching.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +155,13 @@ class Stage1Task(nn.Module):
         )
         return gradient_of_whole(loss)
 
+    @torch.no_grad()
+    def perceive(self, pixels: NDArray[np.float16]) -> NDArray[np.float64]:
+        """Uncalibrated clue logits (K, C) of preprocessed pixels (K, 1, S, S)."""
+        embedded = self.perceiver.encode_texts(self.get_buffer("prompt_ids"), self.get_buffer("prompt_mask"))
+        positive, negative = embedded.chunk(2)
+        return clue_logits(self.perceiver, (positive, negative), pixels)
+
     def activation_checkpointing_enable(self, **settings: Any) -> None:
         """Called by the Trainer when the configuration asks for it."""
         checkpoint_activations((self.perceiver.vision.backbone, self.perceiver.clue_encoder.encoder), settings)
@@ -177,36 +191,74 @@ def run_stage1(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
     tokens = tokenize(ordered, tokenizer, max_length=config.model.max_text_length)
     with run.main_process_first():
         pixels = cached_pixels(train, preprocess, config.out / "cache")
+        seen = HeldOut(studies, preprocess, config.out / "cache")
     batches = Stage1Batches(train, pixels, config, tokenizer)
-    perceiver = _fit(perceiver, config, prompts=tokens, batches=batches, resume=resume)
+    fitted = _fit(perceiver, config, prompts=tokens, batches=batches, held_out=seen, resume=resume)
     if run.is_main_process:
+        made = (*(source.made_by for source in config.sources if source.made_by), *commands)
         meta = CheckpointMeta(
-            stage=1,
-            clues=_calibrated(perceiver.eval(), bank, tokenizer, config, studies),
-            preprocess=preprocess.to_manifest(),
-            data=describe(studies),
-            commands=(*(source.made_by for source in config.sources if source.made_by), *commands),
-            seed=config.seed,
+            1, bank, preprocess.to_manifest(), data=describe(studies), commands=made, seed=config.seed
         )
-        save_checkpoint(config.out / "stage1", model=perceiver, config=config.model, tokenizer=tokenizer, meta=meta)
+        _save(fitted, config, tokenizer, meta, seen)
     run.wait_for_everyone()
     return config.out / "stage1"
 
 
+class HeldOut:
+    """The studies of the split ``val`` with their pixels."""
+
+    def __init__(self, studies: Sequence[Study], preprocess: Preprocess, cache: Path) -> None:
+        """Read the pixels.
+
+        Raises:
+            UsageError: There is no such study; calibration and thresholds need some.
+        """
+        self.studies = [s for s in studies if s.split == "val"]
+        if not self.studies:
+            raise UsageError("no study is in the split val; look at the sources with trrg-train data check")
+        self.pixels = cached_pixels(self.studies, preprocess, cache)
+        self.labels = label_matrix(self.studies).astype(np.float64)
+
+
 def _fit(
-    perceiver: Perceiver, config: RunConfig, *, prompts: tuple[Tensor, Tensor], batches: Stage1Batches, resume: bool
-) -> Perceiver:
+    perceiver: Perceiver,
+    config: RunConfig,
+    *,
+    prompts: tuple[Tensor, Tensor],
+    batches: Stage1Batches,
+    held_out: HeldOut,
+    resume: bool,
+) -> Fitted:
     indices = repeated(batches.studies, config.sources)
     balance = class_balance(batches.labels.numpy()[indices], limit=config.stage1.max_positive_weight)
     optim, steps = config.stage1.optim, config.out / "stage1-steps"
-    task: Any = fit(
+    validation = PerceptionValidation(held_out.studies, lambda task: task.perceive(held_out.pixels))
+    return fit(
         Stage1Task(perceiver, config.stage1, prompts=prompts, balance=balance),
         Draws(indices, epochs=optim.epochs, seed=config.seed),
         batches,
-        arguments=training_arguments(optim, steps, seed=config.seed),
+        arguments=training_arguments(optim, steps, seed=config.seed, select_by=config.stage1.select_by),
         resume=step_to_resume(steps, settings_of(config, "stage1"), resume=resume),
+        watch=Watch(validation, config.out, "stage1", patience=optim.patience),
     )
-    return cast(Perceiver, task.perceiver)
+
+
+def _save(fitted: Fitted, config: RunConfig, tokenizer: Any, meta: CheckpointMeta, held_out: HeldOut) -> None:
+    task: Any = fitted.task.eval()
+    logits = task.perceive(held_out.pixels)
+    clues = _calibrated(logits, meta.clues, held_out)
+    save_checkpoint(
+        config.out / "stage1",
+        model=task.perceiver,
+        config=config.model,
+        tokenizer=tokenizer,
+        meta=dataclasses.replace(meta, clues=clues),
+    )
+    scale, offset, thresholds = (np.array([getattr(c, n) for c in clues]) for n in ("scale", "offset", "threshold"))
+    perceived = Perceived(
+        tuple(s.source for s in held_out.studies), expit(logits * scale + offset), thresholds, held_out.labels
+    )
+    sum_up(config.out, stage_record(config, meta, fitted, perceived))
 
 
 def class_balance(labels: NDArray[np.float32], *, limit: float) -> Tensor:
@@ -223,9 +275,9 @@ def clue_logits(
     """Uncalibrated clue logits (K, C) of preprocessed pixels (K, 1, S, S) for embedded prompts, each (C, De)."""
     rows = []
     for start in range(0, len(pixels), batch):
-        chunk = torch.from_numpy(pixels[start : start + batch].astype(np.float32))
+        chunk = torch.from_numpy(pixels[start : start + batch].astype(np.float32)).to(embedded[0].device)
         _, patch_joint, global_joint = perceiver.encode_images(chunk)
-        rows.append(perceiver.perception(patch_joint, global_joint, *embedded)[0].numpy())
+        rows.append(perceiver.perception(patch_joint, global_joint, *embedded)[0].cpu().numpy())
     return np.concatenate(rows).astype(np.float64)
 
 
@@ -241,18 +293,8 @@ def describe(studies: Sequence[Study]) -> str:
     return " ".join(lines)
 
 
-def _calibrated(
-    perceiver: Perceiver, bank: tuple[BankedClue, ...], tokenizer: Any, config: RunConfig, studies: Sequence[Study]
-) -> tuple[BankedClue, ...]:
-    held_out = [s for s in studies if s.split == "val"]
-    pixels = cached_pixels(held_out, Preprocess(size=config.model.image_size, channels=1), config.out / "cache")
-    with torch.no_grad():
-        embedded = embed_bank(bank, perceiver, tokenizer, max_length=config.model.max_text_length)
-    logits = clue_logits(perceiver, embedded, pixels)
-    labels = label_matrix(held_out).astype(np.float64)
-    for source in sorted({s.source for s in held_out}):
-        rows = np.array([s.source == source for s in held_out])
-        values = np.array([auc(logits[rows, c], labels[rows, c]) for c in range(len(bank))])
-        named = {clue.name: round(float(v), 3) for clue, v in zip(bank, values, strict=True) if not np.isnan(v)}
-        log.info("validation AUC, %s: macro %.3f, %s", source, macro(values), named)
-    return calibrate(bank, logits, labels)
+def _calibrated(logits: NDArray[np.float64], bank: tuple[BankedClue, ...], held_out: HeldOut) -> tuple[BankedClue, ...]:
+    for source, each in aucs(logits, held_out.labels, [s.source for s in held_out.studies]).items():
+        named = {name: round(value, 3) for name, value in each.items()}
+        log.info("validation AUC, %s: macro %.3f, %s", source, macro(np.array(list(each.values()))), named)
+    return calibrate(bank, logits, held_out.labels)

@@ -30,6 +30,10 @@ from trrg_train.models.tokenizer import BOS_ID, EOS_ID, pad_batch
 from trrg_train.models.trrg import EncodedImages, Prompt, ReportTokens, Trrg
 from trrg_train.resume import settings_of, step_to_resume
 from trrg_train.trainer import STUDIES_KEY, checkpoint_activations, fit, training_arguments
+from trrg_train.watching.reports import Limits, ReportValidation
+from trrg_train.watching.summary import stage_record, sum_up
+from trrg_train.watching.validation import held_out
+from trrg_train.watching.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -196,20 +200,23 @@ def run_stage2(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
             first.meta.clues, first.perceiver(), first.tokenizer, max_length=config.model.max_text_length
         )
     with run.main_process_first():
-        pixels = cached_pixels(train, first.preprocess, config.out / "cache")
-        views = Views(config.stage2.views, config.seed)
-        encodings = cached_encodings(first, embedded, pixels, views=views, cache=config.out / "cache")
+        encodings = _encodings(config, first, embedded, train, views=config.stage2.views)
+        validation = _validation(config, first, embedded, studies)
     optim, steps = config.stage2.optim, config.out / "stage2-steps"
     settings = settings_of(config, "stage2", stage1_weights=weights_hash(first.folder))
-    task: Any = fit(
+    fitted = fit(
         Stage2Task(_model(config, first), first.meta.clues, embedded),
         Draws(repeated(train, config.sources), epochs=optim.epochs, seed=config.seed),
         Stage2Batches(train, encodings, config.stage2, first.tokenizer, seed=config.seed),
-        arguments=training_arguments(optim, steps, seed=config.seed),
+        arguments=training_arguments(optim, steps, seed=config.seed, select_by=config.stage2.select_by),
         resume=step_to_resume(steps, settings, resume=resume),
+        watch=Watch(validation, config.out, "stage2", patience=optim.patience),
     )
     if run.is_main_process:
-        _save(task.model, config, first, studies, (*first.meta.commands, *commands))
+        task: Any = fitted.task.eval()
+        written = validation.asserted(task, step=fitted.step)
+        meta = _save(task.model, config, first, studies, (*first.meta.commands, *commands))
+        sum_up(config.out, stage_record(config, meta, fitted, written))
     run.wait_for_everyone()
     return config.out / "stage2"
 
@@ -217,6 +224,23 @@ def run_stage2(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
 def instruction_prompt(instruction: str, tokenizer: Any) -> Prompt:
     """Start token and instruction before the visual tokens; a second start token after the clues begins the report."""
     return Prompt((BOS_ID, *tokenizer.encode(instruction).ids), (BOS_ID,))
+
+
+def _encodings(
+    config: RunConfig, first: Checkpoint, embedded: tuple[Tensor, Tensor], studies: Sequence[Study], *, views: int
+) -> Encodings:
+    cache = config.out / "cache"
+    pixels = cached_pixels(studies, first.preprocess, cache)
+    return cached_encodings(first, embedded, pixels, views=Views(views, config.seed), cache=cache)
+
+
+def _validation(
+    config: RunConfig, first: Checkpoint, embedded: tuple[Tensor, Tensor], studies: Sequence[Study]
+) -> ReportValidation:
+    val = held_out(studies, config.stage2.validation_studies)
+    encodings = _encodings(config, first, embedded, val, views=1)
+    limits = Limits(config.stage2.max_new_tokens, config.stage2.samples)
+    return ReportValidation(val, encodings, first.tokenizer, limits=limits)
 
 
 def _model(config: RunConfig, first: Checkpoint) -> Trrg:
@@ -233,7 +257,7 @@ def _model(config: RunConfig, first: Checkpoint) -> Trrg:
 
 def _save(
     model: Trrg, config: RunConfig, first: Checkpoint, studies: Sequence[Study], commands: tuple[str, ...]
-) -> None:
+) -> CheckpointMeta:
     meta = CheckpointMeta(
         stage=2,
         clues=first.meta.clues,
@@ -247,9 +271,10 @@ def _save(
     )
     folder = config.out / "stage2"
     save_checkpoint(folder, model=model, config=config.model, tokenizer=first.tokenizer, meta=meta)
-    held_out = [s for s in studies if s.split == "val"][:: max(1, _stride(studies, config.stage2.parity_studies))]
-    pixels = cached_pixels(held_out[: config.stage2.parity_studies], first.preprocess, config.out / "cache")
+    kept = [s for s in studies if s.split == "val"][:: max(1, _stride(studies, config.stage2.parity_studies))]
+    pixels = cached_pixels(kept[: config.stage2.parity_studies], first.preprocess, config.out / "cache")
     save_file({"pixels": torch.from_numpy(np.array(pixels))}, folder / "parity.safetensors")
+    return meta
 
 
 def _stride(studies: Sequence[Study], count: int) -> int:

@@ -12,17 +12,21 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trrg_sdk.errors import UsageError
-from trrg_train.config import OptimConfig
+from trrg_train.config import LAST, OptimConfig
 from trrg_train.distributed import mean_over_processes
 from trrg_train.draws import Draw, Draws
-from trrg_train.resume import COMPLETE_FILE, last_complete
+from trrg_train.resume import COMPLETE_FILE, last_complete, step_of
+from trrg_train.watching.progress import Speed
+from trrg_train.watching.record import Fitted
+from trrg_train.watching.validation import Validation
+from trrg_train.watching.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +34,18 @@ STUDIES_KEY = "studies"
 
 Collator = Callable[[Sequence[Draw]], dict[str, Any]]
 
+ONLY_AFTER_THE_LAST = 10**9
+"""A number of steps that no run has: the Trainer evaluates after the last step whatever that is."""
 
-def training_arguments(optim: OptimConfig, folder: Path, *, seed: int) -> TrainingArguments:
+
+def training_arguments(optim: OptimConfig, folder: Path, *, seed: int, select_by: str = LAST) -> TrainingArguments:
     """Translate our few options.
 
     Args:
         optim: Of the stage.
         folder: Where resumable steps are kept (the last two).
         seed: Of initialisation; the order of the studies is that of :class:`~trrg_train.draws.Draws`.
+        select_by: The figure of the validation whose best step is kept, if there are several evaluations.
     """
     return TrainingArguments(
         output_dir=str(folder),
@@ -57,17 +65,26 @@ def training_arguments(optim: OptimConfig, folder: Path, *, seed: int) -> Traini
         save_total_limit=2,
         seed=seed,
         use_cpu=not torch.accelerator.is_available(),  # bf16 on a CPU has to be asked for
-        report_to=[],
+        report_to=[],  # Watch makes the callbacks
         remove_unused_columns=False,
         dataloader_num_workers=0,
         label_names=["labels"],
-        disable_tqdm=False,
+        disable_tqdm=True,
+        **_selection(optim, select_by),
     )
 
 
+def _selection(optim: OptimConfig, select_by: str) -> dict[str, Any]:
+    settings: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": optim.eval_steps or ONLY_AFTER_THE_LAST}
+    if optim.eval_steps and select_by != LAST:
+        settings |= {"load_best_model_at_end": True, "metric_for_best_model": select_by}
+        settings["greater_is_better"] = select_by != "loss"
+    return settings
+
+
 def fit(
-    task: nn.Module, draws: Draws, batches: Collator, *, arguments: TrainingArguments, resume: Path | None
-) -> nn.Module:
+    task: nn.Module, draws: Draws, batches: Collator, *, arguments: TrainingArguments, resume: Path | None, watch: Watch
+) -> Fitted:
     """Train to the end, with all processes of the run.
 
     Args:
@@ -76,9 +93,10 @@ def fit(
         batches: Makes a batch; ``studies`` in it, a list of study ids, is for messages and never reaches the task.
         arguments: See :func:`training_arguments`.
         resume: A complete step to continue from.
+        watch: What is measured and shown.
 
     Returns:
-        The task on the CPU, with trained weights in the main process.
+        The task of the last step, or of the best where the arguments ask for it.
 
     Raises:
         UsageError: The loss is no finite number, the disk is full (what was saved before stays), or several GPUs are
@@ -92,11 +110,15 @@ def fit(
         data_collator=batches,
         train_dataset=whole_steps(draws, arguments.train_batch_size * arguments.world_size),
         callbacks=[MarkComplete(), *([ZeroGradients()] if sharded else [])],
+        validation=watch.validation,
     )
     if sharded and not trainer.is_fsdp_enabled:
         raise UsageError("accelerate has FSDP on accelerators only: start without its configuration file on CPUs")
-    _train(trainer, resume)
-    return trainer.gathered(empty) if empty else task.cpu()
+    with watch.callbacks(arguments, step=step_of(resume) if resume else 0) as callbacks:
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        _train(trainer, resume)
+    return Fitted(trainer.gathered(empty) if empty else task.cpu(), trainer.step_kept(), trainer.state.log_history)
 
 
 def _train(trainer: StudyTrainer, resume: Path | None) -> None:
@@ -213,9 +235,20 @@ class ZeroGradients(TrainerCallback):
 class StudyTrainer(Trainer):
     """The Trainer, with each term of the loss in its log, and an end at the first loss that is no number."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """See ``transformers.Trainer``."""
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, validation: Validation, **kwargs: Any) -> None:
+        """See ``transformers.Trainer``; ``validation`` says what is measured on held-out studies, and brings its own.
+
+        Raises:
+            UsageError: A best step is to be chosen under FSDP.
+        """
+        super().__init__(*args, **kwargs | {"eval_dataset": ()})
+        if self.is_fsdp_enabled and self.args.load_best_model_at_end:
+            raise UsageError(
+                "FSDP spreads the weights, so no report can be written while it trains: set eval_steps = 0"
+            )
+        self.remove_callback(PrinterCallback)  # Progress takes its place
+        self.validation = validation
+        self.speed = Speed()
         self.terms: dict[str, list[Tensor]] = defaultdict(list)
 
     def compute_loss(
@@ -233,13 +266,43 @@ class StudyTrainer(Trainer):
         for name, value in outputs.items():
             if name.endswith("_loss"):
                 self.terms[name].append(value.detach())
+        self.speed.count(images=len(studies), tokens=int(inputs["report"][1].sum()) if "report" in inputs else 0)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean of each term since the last entry."""
+        """Add the mean of each term since the last entry, what the task says of itself, and the speed."""
         means = {name: float(torch.stack(values).mean()) for name, values in self.terms.items()}
         self.terms.clear()
-        super().log({**logs, **mean_over_processes(means)}, start_time)
+        if "loss" in logs:
+            speed = self.speed.read(step=self.state.global_step, processes=self.args.world_size)
+            own = {} if self.is_fsdp_enabled else self.validation.scalars(self.model)  # a shard has no whole weight
+            logs = {**logs, **mean_over_processes(means), **own, **speed}
+        super().log(logs, start_time)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Measure on held-out studies in every process; the figures of the main one count, so that all choose alike.
+
+        Raises:
+            UsageError: The figure that chooses the step cannot be computed.
+        """
+        if self.is_fsdp_enabled:
+            log.warning("FSDP spreads the weights: nothing is measured here, trrg-train evaluate does it afterwards")
+            return {}
+        with self.speed.pause():
+            task: Any = self.model
+            measured = self.validation.measure(task.eval(), step=self.state.global_step)
+        figures: list[dict[str, float]] = broadcast_object_list([{f"eval_{k}": v for k, v in measured.items()}])
+        wanted = self.args.metric_for_best_model
+        if wanted is not None and f"eval_{wanted}" not in figures[0]:
+            raise UsageError(f"the split val has nothing to compute {wanted} from: set select_by = {LAST!r}")
+        self.log(figures[0])
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures[0])
+        return figures[0]
+
+    def step_kept(self) -> int:
+        """Say whose weights the model has after training."""
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        return step_of(Path(best)) if best else self.state.global_step
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Name the weights of linear layers and convolutions, and no others.

@@ -63,8 +63,8 @@ def clue_inputs(bank: Sequence[BankedClue], positive: Tensor, negative: Tensor, 
     return ClueInputs(
         positive,
         negative,
-        torch.tensor([c.scale for c in bank]),
-        torch.tensor([c.offset for c in bank]),
-        torch.tensor([c.threshold for c in bank]),
+        torch.tensor([c.scale for c in bank], device=positive.device),
+        torch.tensor([c.offset for c in bank], device=positive.device),
+        torch.tensor([c.threshold for c in bank], device=positive.device),
         override,
     )

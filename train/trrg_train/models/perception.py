@@ -24,6 +24,10 @@ class CluePerception(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.bias = nn.Parameter(torch.zeros(()))
 
+    def scale(self) -> Tensor:
+        """What margins are multiplied by, at most 100: one over the temperature."""
+        return self.log_scale.clamp(max=math.log(100.0)).exp()
+
     def forward(
         self, patch_joint: Tensor, global_joint: Tensor, positive: Tensor, negative: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -43,5 +47,5 @@ class CluePerception(nn.Module):
         whole_margin = torch.matmul(global_joint, direction.t())  # (B, C)
         weights = torch.softmax(self.POOL_SHARPNESS * patch_margin, dim=-1)
         pooled = (weights * patch_margin).sum(-1)  # (B, C)
-        scale = self.log_scale.clamp(max=math.log(100.0)).exp()
+        scale = self.scale()
         return scale * (whole_margin + pooled) + self.bias, 2.0 * scale * patch_margin + self.bias
