@@ -75,11 +75,10 @@ def side_loss(from_clues: Tensor, sides: Tensor) -> Tensor:
         sides: float32 (B, C, 2), 1, 0 or NaN, see :func:`~trrg_train.data.sides.side_matrix`.
 
     Returns:
-        A scalar.
+        A scalar, see :func:`~trrg_train.distributed.whole_mean`.
     """
-    known = ~torch.isnan(sides)
     losses = binary_cross_entropy_with_logits(from_clues, sides.nan_to_num(0.0), reduction="none")
-    return (losses * known).sum() / known.sum().clamp(min=1)
+    return whole_mean(losses, ~torch.isnan(sides))
 
 
 def bernoulli_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
