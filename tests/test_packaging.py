@@ -32,6 +32,7 @@ IMPORT_NAMES = {
 }
 USED_THROUGH = {
     "accelerate": "transformers.Trainer",
+    "tensorboard": "torch.utils.tensorboard",
     "onnxscript": "torch.onnx.export",
     "pylibjpeg": "pydicom's decoders",
     "pylibjpeg-libjpeg": "pydicom's decoders",
