@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from trrg_sdk.labeler import OBSERVATIONS
 from trrg_train.config import OptimConfig, RunConfig
 from trrg_train.models.fusion import ClueInputs
-from trrg_train.models.trrg import EncodedImages, Prompt, Trrg
+from trrg_train.models.trrg import EncodedImages, Prompt, ReportTokens, Trrg
 from trrg_train.trainer import checkpoint_activations
 
 GIB = 2**30
@@ -133,10 +133,11 @@ def _stage2(model: Trrg, config: RunConfig) -> StagePlan:
     row = torch.zeros(clues)
     bank = torch.zeros(clues, sizes.joint_dim)
     inputs = ClueInputs(bank, bank, row, row, row, torch.zeros(batch, clues))
-    report = torch.zeros(batch, config.stage2.max_new_tokens, dtype=torch.long)
+    ids = torch.zeros(batch, config.stage2.max_new_tokens, dtype=torch.long)
+    report = ReportTokens(ids, torch.ones_like(ids), torch.ones_like(ids, dtype=torch.bool))
 
     def step() -> None:
-        model(images, inputs, report, torch.ones_like(report), torch.zeros(batch, clues))
+        model(images, inputs, report, torch.zeros(batch, clues), torch.zeros(batch, clues, 2))
 
     held = [model.fusion, model.llm, model.consistency]
     count, trainable = sum(map(_count, held)), sum(_count(part, trainable=True) for part in held)
