@@ -31,7 +31,8 @@ from torch import Tensor
 from trrg_train.augment import augment
 from trrg_train.draws import Draws, generators
 from trrg_train.encodings import Encodings, Views, cached_encodings, encode_batch
-from trrg_train.stage2 import Stage2Batches, Stage2Task
+from trrg_train.stage2 import Stage2Task
+from trrg_train.stage2_batches import Stage2Batches
 from trrg_train.trainer import fit, training_arguments
 
 ARMS = ("cached", "encoder in the loop")

@@ -42,7 +42,7 @@ from trrg_train.draws import Draw, Draws
 from trrg_train.encodings import Encodings, Views, cached_encodings
 from trrg_train.models.tokenizer import EOS_ID, PAD_ID, pad_batch
 from trrg_train.stage1 import Stage1Batches
-from trrg_train.stage2 import Stage2Batches
+from trrg_train.stage2_batches import Stage2Batches
 from trrg_train.trainer import STUDIES_KEY, fit, training_arguments
 
 OURS, FROM_FILES, IN_MEMORY, OUR_BATCHES = (

@@ -14,7 +14,7 @@ from trrg_train.data.study import Study
 from trrg_train.draws import Draw
 from trrg_train.encodings import Encodings
 from trrg_train.models.tokenizer import train_tokenizer
-from trrg_train.stage2 import Stage2Batches, seen_tokens
+from trrg_train.stage2_batches import Stage2Batches, seen_tokens
 
 REPORTS = [
     "There is a small left pleural effusion. The heart size is normal.",

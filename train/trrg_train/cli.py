@@ -1,4 +1,4 @@
-"""``trrg-train``: phantom, data check, plan, stage1, stage2, evaluate, rexrank."""
+"""``trrg-train``: phantom, data check, plan, stage1, stage2, evaluate, rexrank, ablate."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trrg_sdk.errors import TrrgError, UsageError
+from trrg_train.ablation.variants import VARIANTS
 
 if TYPE_CHECKING:  # PyTorch and friends are an extra
     from trrg_train.evaluation.comparison import EvaluationOptions
@@ -43,11 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
         stage.add_argument("config", type=Path, help="a TOML such as train/configs/mini.toml")
         stage.add_argument("--resume", action="store_true", help="continue from the last saved step")
     _add_evaluate(commands.add_parser("evaluate", help="figures of a checkpoint, a bundle, or of written reports"))
-    rexrank = commands.add_parser("rexrank", help="write reports in the form of the leaderboard ReXrank")
-    rexrank.add_argument("model", type=Path, help="a stage-2 checkpoint or a bundle")
-    rexrank.add_argument("--input_json_file", type=Path, required=True, help="a record with image_path for each study")
-    rexrank.add_argument("--save_json_file", type=Path, required=True, help="the records with model_prediction added")
-    rexrank.add_argument("--img_root_dir", type=Path, required=True, help="the folder that image_path is relative to")
+    _add_rexrank(commands.add_parser("rexrank", help="write reports in the form of the leaderboard ReXrank"))
+    _add_ablate(commands.add_parser("ablate", help="train without each part of the method, and compare"))
     return parser
 
 
@@ -73,6 +71,25 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     both.add_argument("--chexbert", type=Path, nargs=2, metavar=("WEIGHTS", "VOCABULARY"), help="label with CheXbert")
     both.add_argument("--radgraph", type=Path, nargs=2, metavar=("FOLDER", "VOCABULARY"), help="RadGraph F1 as well")
     both.add_argument("--json", action="store_true", help="JSON instead of Markdown")
+
+
+def _add_rexrank(rexrank: argparse.ArgumentParser) -> None:
+    """Describe the options of ``rexrank``, which are named as the leaderboard names them."""
+    rexrank.add_argument("model", type=Path, help="a stage-2 checkpoint or a bundle")
+    rexrank.add_argument("--input_json_file", type=Path, required=True, help="a record with image_path for each study")
+    rexrank.add_argument("--save_json_file", type=Path, required=True, help="the records with model_prediction added")
+    rexrank.add_argument("--img_root_dir", type=Path, required=True, help="the folder that image_path is relative to")
+
+
+def _add_ablate(ablate: argparse.ArgumentParser) -> None:
+    """Describe the options of ``ablate``."""
+    ablate.add_argument("config", type=Path, help="a TOML such as train/configs/ablation.toml")
+    ablate.add_argument("--out", type=Path, required=True, help="folder of all runs; the same command goes on there")
+    ablate.add_argument("--jobs", type=int, default=1, help="processes of one thread side by side")
+    ablate.add_argument("--seeds", type=int, default=3, help="how many, counted from the configuration's")
+    ablate.add_argument(
+        "--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="all unless given"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,6 +134,8 @@ def _run(args: argparse.Namespace, typed: str) -> int:
         return _evaluate(args)
     if args.command == "rexrank":
         return _rexrank(args)
+    if args.command == "ablate":
+        return _ablate(args, typed)
     if args.command == "stage1":
         from trrg_train.stage1 import run_stage1 as run
     else:
@@ -200,6 +219,15 @@ def _rexrank(args: argparse.Namespace) -> int:
     files = {"input_json": args.input_json_file, "output_json": args.save_json_file}
     write_submission(args.model, **files, images=args.img_root_dir)
     print(args.save_json_file)
+    return 0
+
+
+def _ablate(args: argparse.Namespace, typed: str) -> int:
+    from trrg_train.ablation.run import run_ablation
+    from trrg_train.config import read_config
+
+    sizes = {"variants": args.variants, "seeds": args.seeds, "jobs": args.jobs}
+    print(run_ablation(read_config(args.config), args.out, **sizes, command=typed))
     return 0
 
 

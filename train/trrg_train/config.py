@@ -15,6 +15,7 @@ from trrg_train.models.config import ModelConfig
 T = TypeVar("T")
 
 PRECISIONS = ("fp32", "bf16")
+CONTRASTS = ("sentence", "report")
 
 LAST = "last"
 SELECT_STAGE1 = ("macro_auc", LAST)
@@ -52,7 +53,8 @@ class OptimConfig:
     """What both stages hand to ``transformers.TrainingArguments``.
 
     Attributes:
-        epochs: Passes over the training studies, repeats included.
+        epochs: Passes over the training studies, repeats included; 0 in stage 1 leaves the encoders untrained
+            (ablation).
         batch_size: Studies a step.
         learning_rate: Peak, after warm-up; cosine decay to zero.
         weight_decay: Of AdamW.
@@ -97,6 +99,7 @@ class Stage1Config:
     Attributes:
         optim: See there.
         vocab_size: Upper limit of the tokenizer.
+        contrast: What is held against an image: ``"sentence"``, or ``"report"``, the whole report (ablation).
         sentences_per_study: Drawn for each study and step.
         assertion_ratio: How much likelier a sentence that asserts a disease is drawn than one that denies.
         temperature: Of InfoNCE.
@@ -109,6 +112,7 @@ class Stage1Config:
 
     optim: OptimConfig
     vocab_size: int = 1500
+    contrast: str = "sentence"
     sentences_per_study: int = 2
     assertion_ratio: float = 4.0
     temperature: float = 0.1
@@ -120,6 +124,8 @@ class Stage1Config:
     def __post_init__(self) -> None:
         """Refuse a choice that is none."""
         _check_choice(self.select_by, SELECT_STAGE1, self.optim)
+        if self.contrast not in CONTRASTS:
+            raise UsageError(f"contrast must be one of {', '.join(CONTRASTS)}, not {self.contrast!r}")
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,8 @@ class Stage2Config:
         gate_noise: Standard deviation of the noise on the clue logits.
         max_new_tokens: Hard limit of a report.
         parity_studies: Held-out studies that travel with the checkpoint for the export's comparison.
+        train_perceiver: Train the encoders too, on augmented images instead of kept encodings: what stage 2 needs
+            where there was no stage 1 (ablation). ``views`` and ``gate_noise`` then do nothing.
         select_by: Which step is kept where ``eval_steps`` is above 0: that of the best ``"clinical_f1"`` of reports
             written of held-out studies (mean over sources of the macro F1), of the lowest ``"loss"`` of their
             references, or the ``"last"``.
@@ -150,6 +158,7 @@ class Stage2Config:
     gate_noise: float = 0.7
     max_new_tokens: int = 192
     parity_studies: int = 64
+    train_perceiver: bool = False
     select_by: str = "clinical_f1"
     validation_studies: int = 96
     samples: int = 6

@@ -22,7 +22,7 @@ from trrg_train.calibration import calibrate
 from trrg_train.config import RunConfig, Stage1Config
 from trrg_train.data.grammar import prompts
 from trrg_train.data.pixels import cached_pixels
-from trrg_train.data.sentences import SentenceSampler, labelled_sentences, relations, report_states
+from trrg_train.data.sentences import SentenceSampler, labelled_report, labelled_sentences, relations, report_states
 from trrg_train.data.sources import read_sources, repeated
 from trrg_train.data.study import Study, label_matrix
 from trrg_train.distributed import gather_rows, gradient_of_whole, join_processes
@@ -60,7 +60,8 @@ class Stage1Batches:
         self.max_length = config.model.max_text_length
         self.studies = studies
         self.pixels = pixels
-        self.sentences = [labelled_sentences(study.report) for study in studies]
+        labelled = {"sentence": labelled_sentences, "report": labelled_report}[config.stage1.contrast]
+        self.sentences = [labelled(study.report) for study in studies]
         self.states = np.stack([report_states(study.labels) for study in studies])
         self.labels = torch.from_numpy(label_matrix(studies))
         self.text_tokenizer = tokenizer  # not "tokenizer": Trainer would save it its own way
@@ -232,9 +233,12 @@ def _fit(
     indices = repeated(batches.studies, config.sources)
     balance = class_balance(batches.labels.numpy()[indices], limit=config.stage1.max_positive_weight)
     optim, steps = config.stage1.optim, config.out / "stage1-steps"
+    task = Stage1Task(perceiver, config.stage1, prompts=prompts, balance=balance)
+    if not optim.epochs:
+        return Fitted(task, 0, [])
     validation = PerceptionValidation(held_out.studies, lambda task: task.perceive(held_out.pixels))
     return fit(
-        Stage1Task(perceiver, config.stage1, prompts=prompts, balance=balance),
+        task,
         Draws(indices, epochs=optim.epochs, seed=config.seed),
         batches,
         arguments=training_arguments(optim, steps, seed=config.seed, select_by=config.stage1.select_by),
@@ -246,7 +250,7 @@ def _fit(
 def _save(fitted: Fitted, config: RunConfig, tokenizer: Any, meta: CheckpointMeta, held_out: HeldOut) -> None:
     task: Any = fitted.task.eval()
     logits = task.perceive(held_out.pixels)
-    clues = _calibrated(logits, meta.clues, held_out)
+    clues = _calibrated(logits, meta.clues, held_out) if config.stage1.optim.epochs else meta.clues
     save_checkpoint(
         config.out / "stage1",
         model=task.perceiver,

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trrg_sdk.labeler import OBSERVATIONS, label_sentence, split_sentences
+from trrg_sdk.labeler import OBSERVATIONS, label_report, label_sentence, split_sentences
 from trrg_train.losses import Relation
 
 
@@ -36,6 +36,11 @@ class LabelledSentence:
 def labelled_sentences(report: str) -> list[LabelledSentence]:
     """Split a report and label each sentence."""
     return [LabelledSentence(span.text, _states(label_sentence(span.text))) for span in split_sentences(report)]
+
+
+def labelled_report(report: str) -> list[LabelledSentence]:
+    """Take a whole report for one sentence, so that it can stand where :func:`labelled_sentences` does."""
+    return [LabelledSentence(report, _states(label_report(report)))]
 
 
 def report_states(labels: Mapping[str, bool]) -> NDArray[np.int8]:

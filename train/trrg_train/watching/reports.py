@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,19 +13,18 @@ from torch import Tensor
 
 from trrg_sdk.labeler import OBSERVATIONS
 from trrg_train.data.study import Study, label_matrix
-from trrg_train.encodings import Encodings
 from trrg_train.evaluation.bootstrap import Statistic
 from trrg_train.evaluation.clinical import SENTENCE_LABELER, asserted, clinical_statistics, observation_statistics
 from trrg_train.models.fusion import ClueInputs
 from trrg_train.models.tokenizer import EOS_ID, pad_batch
 from trrg_train.models.trrg import EncodedImages, ReportTokens, Trrg
+from trrg_train.stage2_batches import AS_PERCEIVED
 from trrg_train.watching.record import Asserted
 from trrg_train.watching.samples import Sample, samples_to_markdown
 from trrg_train.watching.validation import mean_of, rows_of
 from trrg_train.writers import until_end
 
 BATCH = 32
-AS_PERCEIVED = -1.0
 LOSSES = ("loss", "language_loss", "consistency_loss")
 
 
@@ -35,6 +34,10 @@ class ReportTask(Protocol):
     @property
     def model(self) -> Any:
         """A :class:`~trrg_train.models.trrg.Trrg`."""
+        ...
+
+    def encoded(self, images: tuple[Tensor, ...]) -> EncodedImages:
+        """Make of ``images`` of a batch what the model takes."""
         ...
 
     def clues(self, override: Tensor) -> ClueInputs:
@@ -52,16 +55,23 @@ class Limits(NamedTuple):
 class ReportValidation:
     """Writes a report of each held-out study, with the clues as they are perceived."""
 
-    def __init__(self, studies: Sequence[Study], encodings: Encodings, tokenizer: Tokenizer, *, limits: Limits) -> None:
+    def __init__(
+        self,
+        studies: Sequence[Study],
+        images: Callable[[NDArray[np.int64]], tuple[Tensor, ...]],
+        tokenizer: Tokenizer,
+        *,
+        limits: Limits,
+    ) -> None:
         """Keep the references.
 
         Args:
             studies: K held-out studies.
-            encodings: Of the same studies; the first view is used.
+            images: Rows (B,) of the same studies to what the task's ``encoded`` takes.
             tokenizer: Shared by both text models.
             limits: See there.
         """
-        self.encodings = encodings
+        self.images = images
         self.tokenizer = tokenizer
         self.limits = limits
         self.sources = [study.source for study in studies]
@@ -131,9 +141,9 @@ class ReportValidation:
 
     def _inputs(self, task: ReportTask, rows: NDArray[np.int64]) -> tuple[EncodedImages, ClueInputs]:
         device = device_of(task.model)
-        images = (part.to(device) for part in self.encodings.batch(np.zeros_like(rows), rows))
+        images = tuple(part.to(device) for part in self.images(rows))
         override = torch.full((len(rows), len(OBSERVATIONS)), AS_PERCEIVED, device=device)
-        return EncodedImages(*images), task.clues(override)
+        return task.encoded(images), task.clues(override)
 
     @staticmethod
     def _batches(rows: Sequence[int]) -> list[NDArray[np.int64]]:
