@@ -36,6 +36,7 @@ from trrg_train.models.tokenizer import train_tokenizer
 from trrg_train.models.trrg import Trrg
 from trrg_train.stage1 import Stage1Task, class_balance
 from trrg_train.stage2 import Stage2Task, instruction_prompt
+from trrg_train.watching.watch import Watch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = REPOSITORY / "train" / "configs" / "mini.toml"
@@ -98,6 +99,27 @@ def stage2_task(run: MiniRun) -> Stage2Task:
     model.perceiver.load_state_dict(run.first.perceiver().state_dict())
     model.freeze_perceiver()
     return Stage2Task(model, run.first.meta.clues, run.embedded)
+
+
+class NothingMeasured:
+    """A validation that takes no time."""
+
+    def measure(self, task: Any, *, step: int) -> dict[str, float]:
+        """Measure nothing."""
+        return {}
+
+    def scalars(self, task: Any) -> dict[str, float]:
+        """Read nothing."""
+        return {}
+
+    def sample_text(self) -> str:
+        """Show nothing."""
+        return ""
+
+
+def unwatched(folder: Path) -> Watch:
+    """Train with no evaluation; events go to the folder."""
+    return Watch(NothingMeasured(), folder, "timed")
 
 
 class Stopwatch:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mini_run import CONFIG, MiniRun, Stopwatch, machine, mini_run, spread, stage2_task
+from mini_run import CONFIG, MiniRun, Stopwatch, machine, mini_run, spread, stage2_task, unwatched
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -122,7 +122,8 @@ def one_epoch(run: MiniRun, task: Stage2Task, encodings: Any, folder: Path) -> S
         Draws(range(len(run.studies)), epochs=1, seed=run.config.seed),
         Stage2Batches(run.studies, encodings, stage, run.first.tokenizer, seed=run.config.seed),
         arguments=training_arguments(stage.optim, folder, seed=run.config.seed),
-        resume=False,
+        resume=None,
+        watch=unwatched(folder),
     )
     watch.stop()
     return watch

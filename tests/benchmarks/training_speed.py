@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mini_run import CONFIG, MiniRun, Stopwatch, machine, mini_run, spread, stage1_task, stage2_task
+from mini_run import CONFIG, MiniRun, Stopwatch, machine, mini_run, spread, stage1_task, stage2_task, unwatched
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn.functional import pad
@@ -161,7 +161,7 @@ def trainer_epoch(run: MiniRun, task: nn.Module, batches: Collator, optim: Optim
     watch = Stopwatch(task, units)
     with tempfile.TemporaryDirectory(dir=folder) as steps:
         arguments = training_arguments(optim, Path(steps) / "steps", seed=run.config.seed)
-        fit(task, draws_of(run), batches, arguments=arguments, resume=False)
+        fit(task, draws_of(run), batches, arguments=arguments, resume=None, watch=unwatched(folder))
     watch.stop()
     return watch
 

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.torch
 from trrg_train import stage1, stage2
 from trrg_train.config import read_config
 from trrg_train.data.phantom import write_dataset
+from trrg_train.models.checkpoint import CheckpointMeta
 from trrg_train.trainer import StudyTrainer
 
 BASE = Path(__file__).parents[2] / "train" / "configs" / "base.toml"
@@ -62,7 +63,12 @@ def base(tmp_path):
         sources=sources,
         model=of_two_layers(config.model),
         stage1=replace(config.stage1, optim=short(config.stage1.optim, batch=2, studies=studies)),
-        stage2=replace(config.stage2, views=1, optim=short(config.stage2.optim, batch=1, studies=studies)),
+        stage2=replace(
+            config.stage2,
+            views=1,
+            validation_studies=1,
+            optim=short(config.stage2.optim, batch=1, studies=studies),
+        ),
     )
 
 
@@ -123,11 +129,11 @@ def test_base_takes_ten_steps_of_each_stage(base, monkeypatch):
 
     second = Watched(monkeypatch)
     monkeypatch.setattr(stage2, "training_arguments", without_saving(stage2.training_arguments))
-    monkeypatch.setattr(stage2, "_save", lambda *_: base.out)
+    monkeypatch.setattr(stage2, "_save", lambda *_: CheckpointMeta(2, (), {}))
     stage2.run_stage2(base, commands=())
     check(second)
     fusion = {f"model.fusion.{part}" for part in ("mapper", "injection", "interaction", "out")}
-    heads = {f"model.consistency.{part}" for part in ("clue", "report", "bias")}
+    heads = {f"model.consistency.{part}" for part in ("clue", "report", "bias", "side")}
     assert second.parts(3) == {"model.llm.base_model"} | fusion | heads
     adapters = {name for name in second.changed() if name.startswith("model.llm")}
     assert {name.rpartition(".lora_")[2] for name in adapters} == {"A.default.weight", "B.default.weight"}
