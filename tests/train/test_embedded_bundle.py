@@ -15,7 +15,7 @@ from trrg_train.data.annotation_json import read_annotation_json
 from trrg_train.data.labelled_images import read_labelled_images
 from trrg_train.data.phantom import write_dataset
 from trrg_train.data.study import label_matrix
-from trrg_train.evaluate import clue_auc, forced_figures, report_figures
+from trrg_train.evaluate import clue_auc, forced_figures, laterality, report_figures
 from trrg_train.evaluation.clinical import SENTENCE_LABELER, asserted
 from trrg_train.writers import BundleWriter
 
@@ -46,12 +46,16 @@ def test_reports_on_new_phantoms_are_right_and_listen_to_the_image(writer, phant
     assert figures["macro_f1_images_shuffled"] < figures["macro_f1"] / 2
     views = np.array([study.view for study, _ in kept])
     assert clue_auc(np.stack([w.probabilities for _, w in kept]), labels, views)["macro"] >= 0.97
+    sides = laterality([w.text for _, w in kept], [study.report for study, _ in kept])
+    assert sides["findings"] >= 30
+    assert sides["same"] >= 0.8
+    assert sides["other"] <= 0.12
 
 
 def test_reports_follow_forced_clues(writer, phantoms):
     followed = forced_figures(writer, phantoms[:6])
     assert followed["tries_each"] == 6 * 13
-    assert followed["asserted_when_forced_up"] >= 0.8
+    assert followed["asserted_when_forced_up"] >= 0.75
     assert followed["not_asserted_when_forced_down"] >= 0.9
 
 
@@ -65,6 +69,6 @@ def test_clues_on_held_out_real_patients(writer, shared_data):
     labels = label_matrix([study for study, _ in kept]).astype(np.float64)
     views = np.array([study.view for study, _ in kept])
     each = clue_auc(np.stack([w.probabilities for _, w in kept]), labels, views)["each"]
-    assert each["Pneumonia"]["auc"] >= 0.8
-    assert each["Pleural Effusion"]["auc"] >= 0.8
-    assert each["Edema"]["auc"] >= 0.85
+    assert each["Pneumonia"]["auc"] >= 0.83
+    assert each["Pleural Effusion"]["auc"] >= 0.76
+    assert each["Edema"]["auc"] >= 0.88
