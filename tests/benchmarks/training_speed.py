@@ -37,6 +37,7 @@ from torch.nn.functional import pad
 
 from trrg_train.config import OptimConfig
 from trrg_train.data.pixels import read_pixels
+from trrg_train.data.sides import side_matrix
 from trrg_train.data.study import label_matrix
 from trrg_train.draws import Draw, Draws
 from trrg_train.encodings import Encodings, Views, cached_encodings
@@ -72,6 +73,7 @@ class PlainStage2:
         self.run = run
         self.pixels = pixels
         self.labels = torch.from_numpy(label_matrix(run.studies))
+        self.sides = torch.from_numpy(side_matrix(run.studies))
         self.longest = max(len(run.first.tokenizer.encode(study.report).ids) for study in run.studies) + 1
 
     def __call__(self, draws: Sequence[Draw]) -> dict[str, Any]:
@@ -89,6 +91,7 @@ class PlainStage2:
             "override": scores,
             "report": (ids, mask, mask.bool()),
             "labels": self.labels[studies],
+            "sides": self.sides[studies],
         }
 
 

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 from trrg_train.draws import Draws
+from trrg_train.trainer import STUDIES_KEY
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
@@ -66,6 +67,8 @@ def test_the_plain_loop_trains_on_the_same_studies_and_pads_to_one_length(toy, s
     lengths = torch.cat([batch["report"][1].sum(1) for batch in batches])
     expected = [len(toy.first.tokenizer.encode(toy.studies[draws[k].study].report).ids) + 1 for k in range(24)]
     assert lengths.tolist() == expected, "no report is cut"
+    taken = {name: value for name, value in batches[0].items() if name != STUDIES_KEY}
+    assert torch.isfinite(script("mini_run").stage2_task(toy)(**taken)["loss"])
     read = script("training_speed").FilePixels(toy)[3]
     assert torch.from_numpy(read).allclose(torch.from_numpy(toy.pixels[3]).float(), atol=1e-2)
 
