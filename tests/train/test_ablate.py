@@ -173,7 +173,7 @@ def test_a_finished_ablation_trains_nothing_and_writes_its_table(config, tmp_pat
     assert "0 of 2 runs in 0 min of wall time" in text
     assert "| without interaction | -0.100<br>-0.100 |" in text
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert not (out / "work").exists()
+    assert not (out / "trained").exists()
 
 
 def test_the_table_gives_mean_spread_and_every_value():
@@ -228,11 +228,11 @@ def test_two_variants_train_and_what_is_done_stays_done(toy_run, tmp_path, capsy
     assert figures["studies"] == 20
     assert 0.0 <= figures["macro_f1"] <= 1.0
     (out / "results" / "full-3.json").unlink()
-    (out / "work" / "full-3" / "stage2" / "meta.json").unlink()
-    (out / "work" / "sentence-3" / "stage1" / "untouched").touch()
+    (out / "trained" / "full-3" / "stage2" / "meta.json").unlink()
+    (out / "trained" / "sentence-3" / "stage1" / "untouched").touch()
     assert main(typed) == 0
     again = read_outcome(out / "results" / "full-3.json")
     assert again.macro_f1 == figures["macro_f1"], "a run that is made again is the same run"
     assert (out / "results" / "no_stage1-3.json").read_text() == results["no_stage1-3.json"]
-    assert (out / "work" / "sentence-3" / "stage1" / "untouched").is_file(), "stage 1 was not made again"
+    assert (out / "trained" / "sentence-3" / "stage1" / "untouched").is_file(), "stage 1 was not made again"
     assert "1 of 2 runs in" in (out / "ablation.md").read_text(encoding="utf-8")

@@ -1,10 +1,12 @@
 """The runs of an ablation: which share a stage 1, in which processes, and how a killed ablation goes on.
 
-    out/config.json               what the runs are made from; another configuration needs another folder
-    out/results/VARIANT-SEED.json one finished run; it is not run again
-    out/work/pixels               preprocessed images of all runs
-    out/work/START-SEED           stage 1 of several runs and its encodings
-    out/work/VARIANT-SEED         stage 2 of one run; log.txt is what it said
+In the folder of the ablation:
+
+    config.json                what the runs are made from; another configuration needs another folder
+    results/VARIANT-SEED.json  one finished run; it is not run again
+    trained/pixels             preprocessed images of all runs
+    trained/START-SEED         stage 1 of several runs and its encodings
+    trained/VARIANT-SEED       stage 2 of one run; log.txt is what it said
 
 A run has a folder of its own in which stage 1 and caches are links: runs side by side never write to one file.
 """
@@ -68,8 +70,8 @@ def planned(config: RunConfig, out: Path, *, variants: Sequence[str], seeds: int
         for name in variants:
             changed = replace(VARIANTS[name].change(config), seed=seed)
             kind = changed.stage1.contrast if changed.stage1.optim.epochs else "untrained"
-            start = replace(changed, out=out / "work" / f"{kind}-{seed}", model=config.model)
-            own = replace(changed, out=out / "work" / f"{name}-{seed}")
+            start = replace(changed, out=out / "trained" / f"{kind}-{seed}", model=config.model)
+            own = replace(changed, out=out / "trained" / f"{name}-{seed}")
             runs.append(Run(name, own, start, out / "results" / f"{name}-{seed}.json"))
     return runs
 
@@ -158,7 +160,7 @@ def start_run(start: RunConfig, out: Path) -> str:
         start: Of stage 1.
         out: Folder of the ablation.
     """
-    _link(out / "work" / "pixels", start.out / "cache")
+    _link(out / "trained" / "pixels", start.out / "cache")
     folder = start.out / "stage1"
     if not (folder / "meta.json").is_file():
         run_stage1(start, commands=(), resume=True)
@@ -184,15 +186,15 @@ def finish_run(run: Run) -> str:
     return f"{config.out.name}: macro-F1 {outcome.macro_f1}"
 
 
-def _logged(work: Any, first: Any, *more: Any) -> str:
-    """Call ``work``; what it prints goes to ``log.txt`` in its own folder."""
+def _logged(call: Any, first: Any, *more: Any) -> str:
+    """Call it; what it prints goes to ``log.txt`` in its own folder."""
     config = first.config if isinstance(first, Run) else first
     config.out.mkdir(parents=True, exist_ok=True)
     with (config.out / "log.txt").open("a", encoding="utf-8") as file:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=file, force=True)
         try:
             with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-                return str(work(first, *more))
+                return str(call(first, *more))
         except TrrgError as error:
             raise UsageError(f"{config.out.name}: {error}; what is finished stays, see {file.name}") from error
 
@@ -202,7 +204,7 @@ def _keep_pixels(config: RunConfig, out: Path) -> None:
     studies = read_sources(config.sources)
     preprocess = Preprocess(size=config.model.image_size, channels=1)
     for split in ("train", "val", "test"):
-        cached_pixels([s for s in studies if s.split == split], preprocess, out / "work" / "pixels")
+        cached_pixels([s for s in studies if s.split == split], preprocess, out / "trained" / "pixels")
 
 
 def _link(shared: Path, own: Path) -> None:
