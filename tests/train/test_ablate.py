@@ -34,7 +34,7 @@ def config(toy_run, tmp_path):
 
 
 def outcome(variant, seed, f1, **values):
-    made = Outcome(variant, seed, 20, f1, 0.1, 0.9, 0.5, 0.75, 8, 3, 6.0)
+    made = Outcome(variant, seed, 20, f1, 0.1, 0.9, 0.5, 0.75, 8, 3, 0.8, 0.9)
     return dataclasses.replace(made, **values)
 
 
@@ -63,6 +63,7 @@ def differences(a, b, prefix=""):
         ("no_injection", {"model.clue_injection", "model.interaction_layers", "stage2.clue_swap"}),
         ("no_interaction", {"model.interaction_layers"}),
         ("no_consistency", {"stage2.consistency_weight"}),
+        ("no_clue_swap", {"stage2.clue_swap"}),
         ("report_contrast", {"stage1.contrast"}),
     ],
 )
@@ -80,7 +81,7 @@ def test_without_stage_1_the_images_are_seen_as_often(config):
 
 def test_runs_share_a_stage_1_where_they_can(config, tmp_path):
     runs = planned(config, tmp_path, variants=list(VARIANTS), seeds=3)
-    assert len(runs) == len({run.result for run in runs}) == len({run.config.out for run in runs}) == 18
+    assert len(runs) == len({run.result for run in runs}) == len({run.config.out for run in runs}) == 3 * len(VARIANTS)
     starts = {run.start.out.name for run in runs}
     assert starts == {f"{kind}-{seed}" for kind in ("sentence", "report", "untrained") for seed in (3, 4, 5)}
     assert {run.start.out.name for run in runs if run.variant == "no_injection"} == {f"sentence-{s}" for s in (3, 4, 5)}
@@ -171,7 +172,7 @@ def test_a_finished_ablation_trains_nothing_and_writes_its_table(config, tmp_pat
     path = run_ablation(config, out, variants=["no_interaction", "full"], seeds=1, jobs=2, command="trrg-train ablate")
     text = path.read_text(encoding="utf-8")
     assert "0 of 2 runs in 0 min of wall time" in text
-    assert "| without interaction | -0.100<br>-0.100 |" in text
+    assert "| without interaction | -0.100<br>-0.100 | +0.000<br>+0.000 |" in text
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert not (out / "trained").exists()
 

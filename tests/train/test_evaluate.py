@@ -33,6 +33,8 @@ def test_sides_are_those_of_sentences_that_assert():
     assert asserted_sides(BOTH) == {"Pleural Effusion": {"left", "right"}}
     assert asserted_sides(NO_SIDE) == {"Pleural Effusion": frozenset()}
     assert asserted_sides(NONE) == {}
+    cleft = "There is a bright, well-defined nodule at the cleft of the minor fissure."
+    assert asserted_sides(cleft) == {"Lung Lesion": frozenset()}
 
 
 def test_laterality_counts_what_both_texts_assert_on_one_side():

@@ -9,6 +9,7 @@ pytestmark = pytest.mark.torch
 from torch.nn.functional import normalize
 
 from trrg_sdk.errors import UsageError
+from trrg_train.models.backbone import backbone_config
 from trrg_train.models.checkpoint import CheckpointMeta, load_checkpoint, save_checkpoint
 from trrg_train.models.clue_bank import BankedClue, clue_inputs, embed_bank
 from trrg_train.models.config import ModelConfig
@@ -82,6 +83,27 @@ def test_any_backbone_gives_patches(tiny_model_table, vision, grid):
     config = ModelConfig.from_mapping({**tiny_model_table, "image_size": 32, "vision": vision, "patch_grid": grid})
     encoder = VisionEncoder(config).eval()
     assert encoder(torch.randn(2, 1, 32, 32)).shape == (2, config.patches, encoder.width)
+
+
+@pytest.mark.parametrize(
+    ("part", "key"), [("vision", "hiden_sizes"), ("clue_encoder", "num_layer"), ("llm", "intermediate")]
+)
+def test_a_key_that_transformers_does_not_know_is_refused(tiny_model_table, part, key):
+    table = {**tiny_model_table, part: {**tiny_model_table[part], key: 8}}
+    with pytest.raises(UsageError, match=rf"unknown keys in \[model.{part}\]: {key}; transformers' "):
+        Trrg(ModelConfig.from_mapping(table), vocab_size=300, prompt=Prompt((1,), (1,)))
+
+
+@pytest.mark.parametrize("part", ["vision", "clue_encoder", "llm"])
+def test_a_model_type_that_transformers_does_not_know_is_refused(tiny_model_table, part):
+    table = {**tiny_model_table, part: {**tiny_model_table[part], "model_type": "resnext"}}
+    with pytest.raises(UsageError, match=rf"\[model.{part}\] model_type 'resnext' is not known"):
+        Trrg(ModelConfig.from_mapping(table), vocab_size=300, prompt=Prompt((1,), (1,)))
+
+
+def test_an_alias_of_transformers_is_a_known_key():
+    made = backbone_config({"model_type": "gpt2", "hidden_size": 24}, "llm", vocab_size=300)
+    assert (made.n_embd, made.vocab_size) == (24, 300)
 
 
 def test_a_clue_depends_on_its_own_score_and_embedding_only_through_shared_weights(model):
@@ -198,6 +220,22 @@ def test_switches_of_the_ablation(tiny_config):
     output = silent(images(), clues(), report(ids), torch.zeros(2, 3))
     assert output.consistency_loss.item() == 0.0
     assert output.loss.item() == output.language_loss.item()
+
+
+def test_the_loss_is_that_of_language_and_of_consistency_with_sides(model):
+    seen, inputs, tokens, labels = images(), clues(), report(torch.randint(3, 300, (2, 6))), torch.zeros(2, 3)
+    sides = torch.full((2, 3, 2), float("nan"))
+    sides[0, 1], sides[1, 2] = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    with torch.no_grad():
+        without = model(seen, inputs, tokens, labels)
+        of_left, of_right = (model(seen, inputs, tokens, labels, s) for s in (sides, 1.0 - sides))
+    assert without.side_loss.item() == 0.0
+    assert of_left.side_loss.item() != pytest.approx(of_right.side_loss.item(), abs=1e-4)
+    assert of_left.consistency_loss.item() == pytest.approx(without.consistency_loss.item(), abs=1e-6)
+    assert of_left.loss.item() != pytest.approx(of_right.loss.item(), abs=1e-4)
+    for output in (without, of_left, of_right):
+        extra = 0.5 * (output.consistency_loss.item() + output.side_loss.item())  # 0.5: the default consistency_weight
+        assert output.loss.item() == pytest.approx(output.language_loss.item() + extra, abs=1e-5)
 
 
 def test_padding_of_a_report_changes_no_loss(model):

@@ -13,7 +13,10 @@ from trrg_train.config import OptimConfig, Stage2Config
 from trrg_train.data.study import Study
 from trrg_train.draws import Draw
 from trrg_train.encodings import Encodings
+from trrg_train.models.clue_bank import BankedClue
 from trrg_train.models.tokenizer import train_tokenizer
+from trrg_train.models.trrg import Prompt, Trrg
+from trrg_train.stage2 import Stage2Task
 from trrg_train.stage2_batches import Stage2Batches, seen_tokens
 
 REPORTS = [
@@ -74,3 +77,20 @@ def test_a_report_with_the_image_of_another_does_not_teach_sides(tokenizer):
     assert bool(counted[0][mask[0].bool()][-1]), "the end of the report counts"
     effusion = OBSERVATIONS.index("Pleural Effusion")
     assert made["override"][0, effusion] > 0.5 > made["override"][1, effusion], "forced to the labels of the report"
+
+
+def test_the_task_teaches_sides(tiny_config, tokenizer):
+    torch.manual_seed(0)
+    size, clues = tokenizer.get_vocab_size(), len(OBSERVATIONS)
+    model = Trrg(tiny_config, vocab_size=size, prompt=Prompt((1,), (1,))).eval()
+    bank = [BankedClue(name, "there is", "there is no") for name in OBSERVATIONS]
+    task = Stage2Task(model, bank, tuple(torch.randn(clues, tiny_config.joint_dim) for _ in range(2)))
+    made = batch(tokenizer, clue_swap=0.0)
+    joint = tiny_config.joint_dim
+    made["images"] = tuple(torch.randn(2, *shape) for shape in ((4, 16), (4, joint), (joint,)))
+    del made["studies"]
+    with torch.no_grad():
+        here, there = task(**made), task(**{**made, "sides": 1.0 - made["sides"]})
+    assert here["side_loss"].item() != pytest.approx(there["side_loss"].item(), abs=1e-4)
+    assert here["loss"].item() != pytest.approx(there["loss"].item(), abs=1e-4)
+    assert here["language_loss"].item() == pytest.approx(there["language_loss"].item(), abs=1e-6)

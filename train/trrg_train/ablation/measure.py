@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trrg_sdk.labeler import NO_FINDING, OBSERVATIONS
 from trrg_train.data.study import Study, label_matrix
-from trrg_train.evaluate import clue_auc, laterality, report_figures
+from trrg_train.evaluate import FORCED_STUDIES, clue_auc, forced_figures, laterality, report_figures
 from trrg_train.evaluation.clinical import SENTENCE_LABELER, asserted, best_constant_labels
 from trrg_train.writers import CheckpointWriter
 
@@ -32,7 +32,8 @@ class Outcome:
         laterality: Share of the findings asserted by both report and reference that are on the reference's side.
         lateral_findings: How many those are.
         distinct_reports: How many different reports were written.
-        cpu_seconds: Processor time of stage 2 and of this evaluation.
+        forced_up: Share of clues forced up, one at a time, that the report then asserts.
+        forced_down: Share of clues forced down that the report then does not assert.
     """
 
     variant: str
@@ -45,7 +46,8 @@ class Outcome:
     laterality: float | None
     lateral_findings: int
     distinct_reports: int
-    cpu_seconds: float
+    forced_up: float | None
+    forced_down: float | None
 
     def save(self, path: Path) -> None:
         """Write as JSON, aside and renamed: where the file is, the run is finished."""
@@ -63,7 +65,7 @@ def measure(writer: CheckpointWriter, studies: Sequence[Study]) -> dict[str, flo
     """Have reports written for the studies and compare them with the truth.
 
     Returns:
-        The fields of :class:`Outcome` from ``studies`` to ``distinct_reports``.
+        The fields of :class:`Outcome` from ``studies`` on.
     """
     written = [w for w in writer.write(studies) if w is not None]  # a checkpoint refuses nothing
     texts = [w.text for w in written]
@@ -71,6 +73,7 @@ def measure(writer: CheckpointWriter, studies: Sequence[Study]) -> dict[str, flo
     said = asserted(texts, SENTENCE_LABELER, uncertain="absent")
     figures = report_figures(said, labels)
     sides = laterality(texts, [study.report for study in studies])
+    forced = forced_figures(writer, studies[:FORCED_STUDIES])
     probabilities = np.stack([w.probabilities for w in written])
     return {
         "studies": len(studies),
@@ -81,6 +84,8 @@ def measure(writer: CheckpointWriter, studies: Sequence[Study]) -> dict[str, flo
         "laterality": sides["same"],
         "lateral_findings": sides["findings"],
         "distinct_reports": len(set(texts)),
+        "forced_up": forced["asserted_when_forced_up"],
+        "forced_down": forced["not_asserted_when_forced_down"],
     }
 
 

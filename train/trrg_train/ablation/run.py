@@ -39,7 +39,7 @@ def run_ablation(config: RunConfig, out: Path, *, variants: Sequence[str], seeds
     check_sources(config)
     claim(out, config)
     runs = planned(config, out, variants=[name for name in VARIANTS if name in variants], seeds=seeds)
-    made = sum(not run.result.is_file() for run in runs)
+    made = sum(not run.result.is_file() and not run.trained for run in runs)
     outcomes = run_all(runs, out=out, jobs=jobs)
     studies = read_sources(config.sources)
     train, test = ([s for s in studies if s.split == split] for split in ("train", "test"))

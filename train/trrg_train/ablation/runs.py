@@ -62,6 +62,11 @@ class Run:
     start: RunConfig
     result: Path
 
+    @property
+    def trained(self) -> bool:
+        """Whether its stage 2 is complete; what was measured of it may still be missing."""
+        return (self.config.out / "stage2" / "meta.json").is_file()
+
 
 def planned(config: RunConfig, out: Path, *, variants: Sequence[str], seeds: int) -> list[Run]:
     """Lay out all runs, the seeds counted from the configuration's."""
@@ -171,16 +176,14 @@ def start_run(start: RunConfig, out: Path) -> str:
 
 def finish_run(run: Run) -> str:
     """Make stage 2 of a run and measure it: a line for the log comes back."""
-    begun = time.process_time()
     config = run.config
     _link(run.start.out / "cache", config.out / "cache")
     if not (config.out / "stage1").exists():
         (config.out / "stage1").symlink_to((run.start.out / "stage1").resolve(), target_is_directory=True)
-    if not (config.out / "stage2" / "meta.json").is_file():
+    if not run.trained:
         run_stage2(config, commands=(), resume=True)
     figures: dict[str, Any] = measure(CheckpointWriter(config.out / "stage2", config.out / "cache"), held_out(config))
-    seconds = round(time.process_time() - begun, 1)
-    outcome = Outcome(variant=run.variant, seed=config.seed, cpu_seconds=seconds, **figures)
+    outcome = Outcome(variant=run.variant, seed=config.seed, **figures)
     outcome.save(run.result)
     shutil.rmtree(config.out / "stage2-steps", ignore_errors=True)
     return f"{config.out.name}: macro-F1 {outcome.macro_f1}"

@@ -23,12 +23,16 @@ COLUMNS: Mapping[str, str] = {
     "clue_auc": "clue macro AUC",
     "recall": "recall of findings",
     "laterality": "side as in the reference",
+    "forced_up": "asserted when forced up",
+    "forced_down": "not asserted when forced down",
     "shuffled_f1": "macro-F1, images shuffled",
 }
 """Field of an outcome to the head of its column."""
 
-PLOTTED = ("macro_f1", "clue_auc", "recall", "laterality")
+PLOTTED = ("macro_f1", "clue_auc", "recall", "laterality", "forced_up")
+FLOORED = ("clue_auc", "laterality")
 PACKAGES = ("torch", "transformers", "accelerate", "numpy")
+COMPARED = ("macro_f1", "recall", "laterality", "forced_up", "forced_down")
 CHANCE = 0.5
 """Of an AUC, and of a side told by a coin."""
 
@@ -43,7 +47,7 @@ class Report:
         data: Where the studies are from.
         command: What was typed.
         minutes: Wall time of the call.
-        made: How many of the runs this call made; the others were there.
+        made: How many of the runs this call trained; the others were there.
         jobs: Processes side by side, of one thread each.
     """
 
@@ -69,7 +73,7 @@ class Report:
         FigureCanvasAgg(figure)
         axes = figure.subplots(1, len(PLOTTED), sharey=True, squeeze=False)[0]
         for axis, field in zip(axes, PLOTTED, strict=True):
-            floor = self.constant_f1 if field == "macro_f1" else CHANCE if field != "recall" else None
+            floor = self.constant_f1 if field == "macro_f1" else CHANCE if field in FLOORED else None
             _dots(axis, [self._values(name, field) for name in names], floor)
             axis.set_title(COLUMNS[field], fontsize="medium")
         axes[0].set_yticks(range(len(names)), [VARIANTS[name].title for name in names])
@@ -97,25 +101,26 @@ class Report:
         )
 
     def _table(self) -> Iterator[str]:
-        yield f"| variant | {' | '.join(COLUMNS.values())} | distinct reports | CPU min of stage 2 |"
-        yield "|---" * (len(COLUMNS) + 3) + "|"
+        yield f"| variant | {' | '.join(COLUMNS.values())} | distinct reports |"
+        yield "|---" * (len(COLUMNS) + 2) + "|"
         for name in self._names():
             cells = [_cell(self._values(name, field)) for field in COLUMNS]
             distinct = statistics.mean(self._values(name, "distinct_reports"))
-            minutes = statistics.mean(self._values(name, "cpu_seconds")) / 60
-            yield f"| {VARIANTS[name].title} | {' | '.join(cells)} | {distinct:.0f} | {minutes:.1f} |"
-        floors = [f"{self.constant_f1:.3f}", f"{CHANCE}", "", f"{CHANCE}", ""]
-        yield f"| floor: one report for all, chance, a coin | {' | '.join(floors)} | 1 | |"
+            yield f"| {VARIANTS[name].title} | {' | '.join(cells)} | {distinct:.0f} |"
+        floors = {"macro_f1": f"{self.constant_f1:.3f}", **dict.fromkeys(FLOORED, f"{CHANCE}")}
+        cells = [floors.get(field, "") for field in COLUMNS]
+        yield f"| floor: one report for all, chance, a coin | {' | '.join(cells)} | 1 |"
 
     def _effects(self) -> Iterator[str]:
         """Differences within each seed, which all variants of a seed share most randomness of."""
         if FULL not in self._names():
             return
-        yield "| without it, against full with the same seed | macro-F1 | recall | side | seeds with a lower F1 |"
-        yield "|---|---|---|---|---|"
+        heads = " | ".join(COLUMNS[field] for field in COMPARED)
+        yield f"| without it, against full with the same seed | {heads} | seeds with a lower F1 |"
+        yield "|---" * (len(COMPARED) + 2) + "|"
         for name in self._names():
             if name != FULL:
-                gaps = {field: self._gaps(name, field) for field in ("macro_f1", "recall", "laterality")}
+                gaps = {field: self._gaps(name, field) for field in COMPARED}
                 lower = sum(gap < 0 for gap in gaps["macro_f1"])
                 cells = " | ".join(_cell(values, sign="+") for values in gaps.values())
                 yield f"| {VARIANTS[name].title} | {cells} | {lower} of {len(gaps['macro_f1'])} |"
@@ -134,6 +139,10 @@ class Report:
         yield (
             "- side: of the findings that report and reference both assert, and that the reference puts on one side, "
             "the share with that side; a report may also name the other side, both or none."
+        )
+        yield (
+            "- forced up, forced down: one clue at a time is set to present or absent, whatever the image shows; the "
+            "share of reports that follow. Where no report follows, the text cannot be held to the clues."
         )
         yield "- clue AUC is that of the frozen encoders: variants that share a stage 1 have the same."
         yield "- images shuffled: the same reports dealt out to other studies."

@@ -47,6 +47,11 @@ def without_consistency(config: RunConfig) -> RunConfig:
     return replace(config, stage2=replace(config.stage2, consistency_weight=0.0))
 
 
+def without_clue_swap(config: RunConfig) -> RunConfig:
+    """Train no report with the image of another study."""
+    return replace(config, stage2=replace(config.stage2, clue_swap=0.0))
+
+
 def report_contrast(config: RunConfig) -> RunConfig:
     """Hold whole reports against images."""
     return replace(config, stage1=replace(config.stage1, contrast="report"))
@@ -80,6 +85,11 @@ VARIANTS: Mapping[str, Variant] = {
         "without consistency loss",
         "consistency_weight = 0, which switches off the loss of the sides read from clue tokens too",
         without_consistency,
+    ),
+    "no_clue_swap": Variant(
+        "without swapped clues",
+        "clue_swap = 0: clues and image always belong together in training. What the swapping costs, and buys",
+        without_clue_swap,
     ),
     "report_contrast": Variant(
         "whole-report contrast",

@@ -12,14 +12,16 @@ from trrg_sdk.labeler import NO_FINDING, OBSERVATIONS, label_sentence, split_sen
 from trrg_train.data.study import Study
 
 SIDES = ("left", "right")
+BOTH = ("bilateral", "bilaterally", "both")
+NAMED = re.compile(rf"\b(?:{'|'.join((*SIDES, *BOTH))})\b")
 
 
 def asserted_sides(report: str) -> dict[str, frozenset[str]]:
     """Observations that the findings of a report assert, with the sides that those sentences name."""
     sides: dict[str, frozenset[str]] = {}
     for span in split_sentences(report):
-        words = frozenset(re.findall(r"left|right|bilateral|both", span.text.lower()))
-        named = frozenset(SIDES) if words & {"bilateral", "both"} else words
+        words = frozenset(NAMED.findall(span.text.lower()))
+        named = frozenset(SIDES) if words.intersection(BOTH) else words
         for observation, state in label_sentence(span.text).items():
             if state == "present" and observation != NO_FINDING:
                 sides[observation] = sides.get(observation, frozenset()) | named

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
+from trrg_train.models.backbone import backbone_config
 from trrg_train.models.config import ModelConfig
 
 
@@ -25,10 +26,10 @@ class ClueEncoder(nn.Module):
             loaded = AutoModel.from_pretrained(config.clue_encoder_path, local_files_only=True)
             self.encoder = cast(nn.Module, loaded)
         else:
-            values = {**config.clue_encoder, "vocab_size": vocab_size}
-            self.encoder = AutoModel.from_config(AutoConfig.for_model(values.pop("model_type"), **values))
-        settings: Any = self.encoder.config
-        self.width = int(settings.hidden_size)
+            settings = backbone_config(config.clue_encoder, "clue_encoder", vocab_size=vocab_size)
+            self.encoder = AutoModel.from_config(settings)
+        built: Any = self.encoder.config
+        self.width = int(built.hidden_size)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encode texts.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
+from trrg_train.models.backbone import backbone_config
 from trrg_train.models.config import ModelConfig
 from trrg_train.models.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
@@ -25,14 +26,9 @@ def build_llm(config: ModelConfig, *, vocab_size: int) -> Any:
     if config.llm_path:
         model = AutoModelForCausalLM.from_pretrained(config.llm_path, local_files_only=True)
     else:
-        values = {
-            **config.llm,
-            "vocab_size": vocab_size,
-            "pad_token_id": PAD_ID,
-            "bos_token_id": BOS_ID,
-            "eos_token_id": EOS_ID,
-        }
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(values.pop("model_type"), **values))
+        special = {"pad_token_id": PAD_ID, "bos_token_id": BOS_ID, "eos_token_id": EOS_ID}
+        settings = backbone_config(config.llm, "llm", vocab_size=vocab_size, **special)
+        model = AutoModelForCausalLM.from_config(settings)
     return _adapt(model, config) if config.lora_rank else model
 
 

@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
-from trrg_sdk.errors import UsageError
+from trrg_train.models.backbone import backbone_config
 from trrg_train.models.config import ModelConfig
 
 
@@ -30,7 +30,7 @@ class VisionEncoder(nn.Module):
         if config.vision_path:
             self.backbone = cast(nn.Module, AutoModel.from_pretrained(config.vision_path, local_files_only=True))
         else:
-            self.backbone = AutoModel.from_config(_backbone_config(config))
+            self.backbone = AutoModel.from_config(backbone_config(config.vision, "vision"))
         for parameter in self.backbone.parameters():
             if parameter.dim() == 4:  # channels last: a training step on a CPU takes about a tenth less
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -58,15 +58,6 @@ class VisionEncoder(nn.Module):
             hidden = hidden[:, 1:]
         torch._check(hidden.shape[1] == self.patches)
         return hidden
-
-
-def _backbone_config(config: ModelConfig) -> Any:
-    values = dict(config.vision)
-    kind = values.pop("model_type")
-    try:
-        return AutoConfig.for_model(kind, **values)
-    except ValueError as error:
-        raise UsageError(f"[model.vision] model_type {kind!r} is not known to transformers: {error}") from error
 
 
 def _contiguous(_module: nn.Module, state: dict[str, Tensor], prefix: str, _metadata: dict[str, Any]) -> None:
