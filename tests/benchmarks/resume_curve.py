@@ -73,6 +73,7 @@ batch_size = 8
 learning_rate = 2e-3
 warmup_steps = 10
 save_steps = 10
+eval_steps = 0
 [stage2]
 views = 2
 parity_studies = 4
@@ -83,6 +84,7 @@ batch_size = 8
 learning_rate = 2e-3
 warmup_steps = 10
 save_steps = 10
+eval_steps = 0
 """
 """BERT keeps its dropout, so that the state of random numbers has to be resumed too."""
 

@@ -57,6 +57,7 @@ batch_size = 8
 learning_rate = 3e-3
 warmup_steps = 5
 save_steps = 10
+eval_steps = 0
 [stage2]
 views = 1
 max_new_tokens = 64
@@ -67,6 +68,7 @@ batch_size = 8
 learning_rate = 5e-3
 warmup_steps = 5
 save_steps = 10
+eval_steps = 0
 """
 
 

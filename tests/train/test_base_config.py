@@ -45,6 +45,7 @@ def short(optim, *, batch, studies):
         batch_size=batch,
         warmup_steps=2,
         logging_steps=1,
+        eval_steps=0,
         accumulation_steps=1,
         precision="fp32",
     )

@@ -153,7 +153,7 @@ def test_the_randomness_of_a_draw_follows_from_seed_and_number():
 
 def test_every_option_of_a_stage_reaches_the_trainer(tmp_path):
     optim = OptimConfig(
-        2, 4, 3e-4, 0.01, 7, 11, 13, accumulation_steps=5, precision="bf16", activation_checkpointing=True
+        2, 4, 3e-4, 0.01, 7, 11, 13, eval_steps=0, accumulation_steps=5, precision="bf16", activation_checkpointing=True
     )
     arguments = training_arguments(optim, tmp_path, seed=9)
     reached = (arguments.per_device_train_batch_size, arguments.learning_rate, arguments.weight_decay)

@@ -43,7 +43,9 @@ def run(toy_run, tmp_path):
     def make(name, *, epochs=1, options="", stage2=""):
         (tmp_path / name).mkdir()
         config = toy_run(tmp_path / name, epochs=epochs)
-        text = config.read_text().replace("save_steps = 10", f"save_steps = 4\n{options}")
+        text = config.read_text().replace(
+            "save_steps = 10\neval_steps = 0", f"save_steps = 4\n{options or 'eval_steps = 0'}"
+        )
         config.write_text(text.replace("parity_studies = 4", f"parity_studies = 4\n{stage2}"))
         return config
 
@@ -147,7 +149,7 @@ def test_every_option_of_the_choice_reaches_the_trainer(tmp_path):
     chosen = training_arguments(OptimConfig(1, 2, 1e-3, eval_steps=50), tmp_path, seed=1, select_by="loss")
     assert (chosen.eval_steps, chosen.load_best_model_at_end) == (50, True)
     assert (chosen.metric_for_best_model, chosen.greater_is_better) == ("loss", False)
-    last = training_arguments(OptimConfig(1, 2, 1e-3), tmp_path, seed=1, select_by="loss")
+    last = training_arguments(OptimConfig(1, 2, 1e-3, eval_steps=0), tmp_path, seed=1, select_by="loss")
     assert not last.load_best_model_at_end
     assert last.eval_steps > 10**6, "after the last step only"
 
@@ -169,7 +171,7 @@ def test_patience_ends_a_stage_and_a_choice_without_figures_is_refused(run, monk
     ("make", "words"),
     [
         (lambda: OptimConfig(1, 2, 1e-3, save_steps=100, eval_steps=30), "multiple of eval_steps"),
-        (lambda: OptimConfig(1, 2, 1e-3, patience=2), "needs eval_steps"),
+        (lambda: OptimConfig(1, 2, 1e-3, eval_steps=0, patience=2), "needs eval_steps"),
         (lambda: Stage1Config(OptimConfig(1, 2, 1e-3), select_by="clinical_f1"), "macro_auc, last"),
         (lambda: Stage2Config(OptimConfig(1, 2, 1e-3), select_by="bleu"), "clinical_f1, loss, last"),
         (lambda: Stage2Config(OptimConfig(1, 2, 1e-3, eval_steps=50, patience=2), select_by="last"), "a figure"),

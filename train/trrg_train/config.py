@@ -76,7 +76,7 @@ class OptimConfig:
     warmup_steps: int = 100
     save_steps: int = 200
     logging_steps: int = 20
-    eval_steps: int = 0
+    eval_steps: int = 200
     patience: int = 0
     accumulation_steps: int = 1
     precision: str = "fp32"
@@ -106,7 +106,7 @@ class Stage1Config:
         hard_negative_weight: Of a sentence that asserts what the image's report denies.
         contrast_weight: Of the sentence contrast beside the prompt contrast.
         max_positive_weight: Limit of the class balance of the prompt contrast.
-        select_by: Which step is kept where ``eval_steps`` is above 0: that of the best ``"macro_auc"`` on the held-out
+        select_by: Which step is kept, unless ``eval_steps`` is 0: that of the best ``"macro_auc"`` on the held-out
             studies (mean over sources of the mean over observations), or the ``"last"``.
     """
 
@@ -144,7 +144,7 @@ class Stage2Config:
         parity_studies: Held-out studies that travel with the checkpoint for the export's comparison.
         train_perceiver: Train the encoders too, on augmented images instead of kept encodings: what stage 2 needs
             where there was no stage 1 (ablation). ``views`` and ``gate_noise`` then do nothing.
-        select_by: Which step is kept where ``eval_steps`` is above 0: that of the best ``"clinical_f1"`` of reports
+        select_by: Which step is kept, unless ``eval_steps`` is 0: that of the best ``"clinical_f1"`` of reports
             written of held-out studies (mean over sources of the macro F1), of the lowest ``"loss"`` of their
             references, or the ``"last"``.
         validation_studies: At most so many held-out studies are measured in an evaluation, evenly over the sources.

@@ -35,9 +35,8 @@ def backbone_config(table: Mapping[str, Any], part: str, **fixed: Any) -> Any:
     known = {*default.to_dict(), *default.attribute_map}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise UsageError(
-            f"unknown keys in [model.{part}]: {', '.join(unknown)}; transformers' {kind} knows: {', '.join(sorted(known))}"
-        )
+        message = f"unknown keys in [model.{part}]: {', '.join(unknown)}"
+        raise UsageError(f"{message}; transformers' {kind} knows: {', '.join(sorted(known))}")
     try:
         return AutoConfig.for_model(kind, **values)
     except (TypeError, ValueError) as error:
