@@ -13,7 +13,7 @@ pytestmark = pytest.mark.torch
 
 from trrg_sdk.errors import UsageError
 from trrg_train import encodings
-from trrg_train.encodings import Views, cached_encodings, encode_batch
+from trrg_train.encodings import NAMES, Part, Views, build_part, cached_encodings, encode_batch
 from trrg_train.models.checkpoint import Checkpoint, CheckpointMeta
 from trrg_train.models.clue_bank import BankedClue
 from trrg_train.models.perceiver import Perceiver
@@ -46,7 +46,7 @@ def test_cached_encodings_are_those_of_the_encoder(first, embedded, pixels, tmp_
     kept = cached_encodings(first, embedded, pixels, views=Views(2, 5), cache=tmp_path)
     with torch.no_grad():
         direct = encode_batch(first, embedded, torch.from_numpy(pixels.astype(np.float32)))
-    for name, value in zip(encodings.NAMES, direct, strict=True):
+    for name, value in zip(NAMES, direct, strict=True):
         np.testing.assert_allclose(getattr(kept, name)[0], value.numpy(), atol=2e-3)
     assert kept.patches.shape == (2, STUDIES, 4, 16)
     assert not np.allclose(kept.patches[0], kept.patches[1], atol=1e-2), "the second view is augmented"
@@ -79,15 +79,38 @@ def test_a_killed_build_goes_on_where_it_was(first, embedded, pixels, tmp_path, 
     with pytest.raises(KeyboardInterrupt):
         cached_encodings(first, embedded, pixels, views=Views(2, 5), cache=tmp_path / "killed")
     assert [p.suffix for p in (tmp_path / "killed").iterdir()] == [".writing"], "no half-written cache has the name"
-    progress = tmp_path / "killed" / os.listdir(tmp_path / "killed")[0] / encodings.PROGRESS_FILE
+    progress = tmp_path / "killed" / os.listdir(tmp_path / "killed")[0] / Part(0, 1).progress_file
     assert json.loads(progress.read_text()) == 8
     with pytest.raises(KeyboardInterrupt):
         cached_encodings(first, embedded, pixels, views=Views(2, 5), cache=tmp_path / "killed")
     assert json.loads(progress.read_text()) == 10, "the second start counts on from the first"
     resumed = cached_encodings(first, embedded, pixels, views=Views(2, 5), cache=tmp_path / "killed")
     assert len(calls) == 12 + 12 - 10, "ten batches were kept"
-    for name in encodings.NAMES:
+    for name in NAMES:
         np.testing.assert_array_equal(getattr(resumed, name), getattr(whole, name))
+
+
+def test_two_processes_encode_half_each_and_go_on_each_where_it_was(first, embedded, pixels, tmp_path, monkeypatch):
+    whole = cached_encodings(first, embedded, pixels, views=Views(2, 5), cache=tmp_path / "whole")
+    monkeypatch.setattr(encodings, "processes", lambda: 2)
+    monkeypatch.setattr(encodings, "wait_for_all", lambda: None)
+    calls = []
+    monkeypatch.setattr(encodings, "encode_batch", lambda *a: calls.append(1) or encode_batch(*a))
+    monkeypatch.setattr(encodings, "_complete", lambda *_: None)
+    with pytest.raises(FileNotFoundError):  # the other half is not there yet
+        cached_encodings(first, embedded, pixels, views=Views(2, 5), cache=tmp_path / "halves")
+    assert len(calls) == 6
+    (aside,) = (tmp_path / "halves").iterdir()
+    build_part(aside, first, embedded, pixels, views=Views(2, 5), part=Part(1, 2))
+    assert len(calls) == 12, "two views of six batches"
+    build_part(aside, first, embedded, pixels, views=Views(2, 5), part=Part(0, 2))
+    assert len(calls) == 12, "nothing is encoded twice"
+    for name in NAMES:
+        np.testing.assert_array_equal(np.load(aside / f"{name}.npy"), getattr(whole, name))
+    monkeypatch.undo()
+    monkeypatch.setattr(encodings, "BATCH", 4)
+    alone = cached_encodings(first, embedded, pixels, views=Views(2, 5), cache=tmp_path / "halves")
+    np.testing.assert_array_equal(alone.patches, whole.patches)  # begun by two, so made anew by one
 
 
 def test_a_full_disk_is_a_clear_error(first, embedded, pixels, tmp_path, monkeypatch):

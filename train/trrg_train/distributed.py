@@ -35,6 +35,17 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number of this process among those of the run, from 0."""
+    return dist.get_rank() if processes() > 1 else 0
+
+
+def wait_for_all() -> None:
+    """Go on when every process is here; every process must call it."""
+    if processes() > 1:
+        dist.barrier()
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """Put the rows of all processes together, in the order of their ranks; every process must call it.
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from trrg_train.augment import augment
 from trrg_train.data.array_file import create_array, open_array
+from trrg_train.distributed import processes, rank, wait_for_all
 from trrg_train.draws import generators
 from trrg_train.models.checkpoint import Checkpoint
 
@@ -24,7 +26,7 @@ log = logging.getLogger(__name__)
 
 BATCH = 64
 SAVE_EVERY = 8
-PROGRESS_FILE = "progress.json"
+PROGRESS_FILES = "progress-*.json"
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,27 @@ class Views:
     seed: int
 
 
+@dataclass(frozen=True)
+class Part:
+    """The batches that process ``index`` of ``count`` encodes: every ``count``-th."""
+
+    index: int
+    count: int
+
+    @property
+    def progress_file(self) -> str:
+        """Name of the file that says how many of them are on disk."""
+        return f"progress-{self.index}-of-{self.count}.json"
+
+
 def cached_encodings(
     checkpoint: Checkpoint, embedded: tuple[Tensor, Tensor], pixels: NDArray[np.float16], *, views: Views, cache: Path
 ) -> Encodings:
-    """Encode all studies, or read what an earlier run encoded.
+    """Encode all studies, or read what an earlier run encoded; every process must call it and encodes its part.
 
     A folder in the cache belongs to one content of encoder, clues, pixels and views. It is written beside its name and
-    renamed when it is complete; a killed run goes on where it was.
+    renamed when it is complete; a killed run goes on where it was, if
+    it has as many processes again.
 
     Args:
         checkpoint: Its perceiver is used.
@@ -83,14 +99,19 @@ def cached_encodings(
         UsageError: The disk has not enough space.
     """
     folder = cache / f"encodings-{_key(checkpoint, embedded, pixels, views)}"
+    wait_for_all()
     if folder.is_dir():
         log.info("the encodings of this encoder and these images are there: %s", folder.name)
     else:
         aside = folder.with_name(folder.name + ".writing")
-        aside.mkdir(parents=True, exist_ok=True)
-        _build(aside, checkpoint, embedded, pixels, views)
-        (aside / PROGRESS_FILE).unlink()
-        aside.rename(folder)
+        if rank() == 0:
+            _prepare(aside, checkpoint, len(pixels), views, parts=processes())
+        wait_for_all()
+        build_part(aside, checkpoint, embedded, pixels, views=views, part=Part(rank(), processes()))
+        wait_for_all()
+        if rank() == 0:
+            _complete(aside, folder)
+    wait_for_all()
     return Encodings(**{name: open_array(folder / f"{name}.npy") for name in NAMES})
 
 
@@ -125,12 +146,23 @@ def _key(checkpoint: Checkpoint, embedded: tuple[Tensor, Tensor], pixels: NDArra
 
 
 @torch.no_grad()
-def _build(
-    folder: Path, checkpoint: Checkpoint, embedded: tuple[Tensor, Tensor], pixels: NDArray[np.float16], views: Views
+def build_part(
+    folder: Path,
+    checkpoint: Checkpoint,
+    embedded: tuple[Tensor, Tensor],
+    pixels: NDArray[np.float16],
+    *,
+    views: Views,
+    part: Part,
 ) -> None:
-    done, arrays = _opened(folder, checkpoint, len(pixels), views)
-    chunks = list(_chunks(len(pixels), views))
-    progress = tqdm(chunks[done:], initial=done, total=len(chunks), desc="encoding images", mininterval=5.0)
+    """Encode what is one process's to encode, into arrays that are there; go on where a killed process was."""
+    progress_file = folder / part.progress_file
+    done = int(json.loads(progress_file.read_text())) if progress_file.is_file() else 0
+    arrays = [np.lib.format.open_memmap(folder / f"{name}.npy", mode="r+") for name in NAMES]
+    chunks = list(_chunks(len(pixels), views))[part.index :: part.count]
+    progress = tqdm(
+        chunks[done:], initial=done, total=len(chunks), desc="encoding images", mininterval=5.0, disable=part.index > 0
+    )
     for index, (view, start) in enumerate(progress, start=done):
         rows = slice(start, start + BATCH)
         chunk = torch.from_numpy(pixels[rows].astype(np.float32))
@@ -139,8 +171,8 @@ def _build(
         for array, encoded in zip(arrays, encode_batch(checkpoint, embedded, chunk), strict=True):
             array[view, rows] = encoded.numpy()
         if index % SAVE_EVERY == SAVE_EVERY - 1:
-            _save_progress(folder, arrays, index + 1)
-    _save_progress(folder, arrays, len(chunks))
+            _save_progress(progress_file, arrays, index + 1)
+    _save_progress(progress_file, arrays, len(chunks))
 
 
 def _chunks(studies: int, views: Views) -> Iterator[tuple[int, int]]:
@@ -148,27 +180,34 @@ def _chunks(studies: int, views: Views) -> Iterator[tuple[int, int]]:
     return ((view, start) for view in range(views.count) for start in range(0, studies, BATCH))
 
 
-def _opened(
-    folder: Path, checkpoint: Checkpoint, studies: int, views: Views
-) -> tuple[int, tuple[NDArray[np.float16] | NDArray[np.float32], ...]]:
-    """How many batches are on disk, and the arrays in the order of :class:`Encodings`."""
-    progress = folder / PROGRESS_FILE
-    if progress.is_file():
-        maps = tuple(np.lib.format.open_memmap(folder / f"{name}.npy", mode="r+") for name in NAMES)
-        return int(json.loads(progress.read_text())), maps
+def _prepare(folder: Path, checkpoint: Checkpoint, studies: int, views: Views, *, parts: int) -> None:
+    """Make the arrays, unless as many processes as now have begun to fill them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {path.name for path in folder.glob(PROGRESS_FILES)}
+    if found and found <= {Part(index, parts).progress_file for index in range(parts)}:
+        return
+    _forget_progress(folder)
     config, width = checkpoint.config, checkpoint.perceiver().vision.width
     sizes = ((config.patches, width), (config.patches, config.joint_dim), (config.joint_dim,))
     shapes = [*((size, np.float16) for size in sizes), ((len(checkpoint.meta.clues),), np.float32)]
-    return 0, tuple(
+    for name, (size, dtype) in zip(NAMES, shapes, strict=True):
         create_array(folder / f"{name}.npy", dtype=dtype, shape=(views.count, studies, *size))
-        for name, (size, dtype) in zip(NAMES, shapes, strict=True)
-    )
 
 
-def _save_progress(folder: Path, arrays: tuple[NDArray[np.float16] | NDArray[np.float32], ...], batches: int) -> None:
+def _complete(aside: Path, folder: Path) -> None:
+    _forget_progress(aside)
+    aside.rename(folder)
+
+
+def _forget_progress(folder: Path) -> None:
+    for path in folder.glob(PROGRESS_FILES):
+        path.unlink()
+
+
+def _save_progress(path: Path, arrays: Sequence[NDArray[Any]], batches: int) -> None:
     for array in arrays:
         if isinstance(array, np.memmap):
             array.flush()
-    aside = folder / (PROGRESS_FILE + ".writing")
+    aside = path.with_suffix(".writing")
     aside.write_text(json.dumps(batches))
-    aside.replace(folder / PROGRESS_FILE)
+    aside.replace(path)

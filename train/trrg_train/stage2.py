@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -123,9 +124,8 @@ def run_stage2(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
     first = load_checkpoint(config.out / "stage1")
     studies = read_sources(config.sources)
     train = [s for s in studies if s.split == "train"]
-    with run.main_process_first():
-        images = images_of(config, first, train, views=config.stage2.views)
-        validation = _validation(config, first, studies)
+    images = images_of(config, first, train, views=config.stage2.views)
+    validation = _validation(config, first, studies)
     optim, steps = config.stage2.optim, config.out / "stage2-steps"
     settings = settings_of(config, "stage2", stage1_weights=weights_hash(first.folder))
     fitted = fit(
@@ -155,6 +155,8 @@ def images_of(
 ) -> Encodings | NDArray[np.float16]:
     """Give what the training of a stage-2 model starts from: encodings, or pixels where the encoders are trained too.
 
+    Every process must call it: the main one reads the images, all encode.
+
     Args:
         config: Whole run; both are kept in its cache.
         first: The stage-1 checkpoint that encodes.
@@ -165,7 +167,8 @@ def images_of(
         Encodings, or pixels (K, C, S, S).
     """
     cache = config.out / "cache"
-    pixels = cached_pixels(studies, first.preprocess, cache)
+    with PartialState().main_process_first():
+        pixels = cached_pixels(studies, first.preprocess, cache)
     if config.stage2.train_perceiver:
         return pixels
     return cached_encodings(first, _embedded(config, first), pixels, views=Views(views, config.seed), cache=cache)
