@@ -24,9 +24,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trrg_sdk.errors import BundleError
-from trrg_sdk.manifest import DIGEST_FILE, MANIFEST_FILE, Axes, FileSpec, Manifest, TensorSpec, parse_manifest
+from trrg_sdk.manifest import (
+    DIGEST_FILE,
+    MANIFEST_FILE,
+    SIGNATURE_FILE,
+    Axes,
+    FileSpec,
+    Manifest,
+    TensorSpec,
+    parse_manifest,
+)
 
-_OWN_FILES = frozenset({MANIFEST_FILE, DIGEST_FILE})
+_OWN_FILES = frozenset({MANIFEST_FILE, DIGEST_FILE, SIGNATURE_FILE})
 _REMEDY = "Restore the bundle from its source or export it again"
 
 

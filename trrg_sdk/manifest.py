@@ -8,24 +8,21 @@ where they are free, for example ``("batch", 1, 192, 192)``.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
-import math
 import re
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Literal
 
 from trrg_sdk.errors import BundleError
+from trrg_sdk.strict_json import from_plain, plain_text, strict_json
 
 SCHEMA_VERSION = 1
 GRAPH_NAMES = ("vision", "clue_encoder", "fusion", "decoder")
 MANIFEST_FILE = "manifest.json"
 DIGEST_FILE = "manifest.json.sha256"
+SIGNATURE_FILE = "signature.ed25519"
 
 Axes = tuple[int | str, ...]
-_REMEDY = "Restore the bundle from its source or export it again"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -200,11 +197,51 @@ class DecoderSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """One graph compiled for one kind of GPU.
+
+    Attributes:
+        graph: What it computes, one of ``GRAPH_NAMES``.
+        file: Under ``engines/``.
+        compute_capability: Of the GPUs that it runs on, such as ``"8.9"``.
+        profile: Input → smallest, usual and largest shape that it was built for.
+    """
+
+    graph: str
+    file: str
+    compute_capability: str
+    profile: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+
+    def __post_init__(self) -> None:
+        """Refuse a path that leaves the bundle and a graph that is none."""
+        check_relative_path(self.file)
+        _require(self.graph in GRAPH_NAMES, f"expected an engine of one of {GRAPH_NAMES}, got {self.graph!r}")
+
+
+@dataclass(frozen=True, slots=True)
 class TargetSpec:
-    """What the graphs were built for."""
+    """What the bundle was built for.
+
+    Attributes:
+        runtime: Its name.
+        version: The version that the bundle was made and tried with.
+        graphs: Graphs that this target needs in another form than the bundle's own; empty where those serve.
+        engines: Compiled graphs; empty where the runtime compiles when it opens them.
+    """
 
     runtime: str
     version: str
+    graphs: Mapping[str, GraphSpec]
+    engines: tuple[EngineSpec, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a graph that is none."""
+        unknown = sorted(set(self.graphs) - set(GRAPH_NAMES))
+        _require(not unknown, f"expected graphs among {GRAPH_NAMES}, got {unknown}")
+
+    def files(self) -> tuple[str, ...]:
+        """The files of this target alone."""
+        return (*(graph.file for graph in self.graphs.values()), *(engine.file for engine in self.engines))
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +292,7 @@ class Manifest:
         )
         for path in self.files:
             check_relative_path(path)
-        own = sorted({MANIFEST_FILE, DIGEST_FILE} & set(self.files))
+        own = sorted({MANIFEST_FILE, DIGEST_FILE, SIGNATURE_FILE} & set(self.files))
         _require(not own, f"expected files without the manifest itself, got {own}")
 
     def _check_sizes(self) -> None:
@@ -278,7 +315,8 @@ class Manifest:
     def referenced_files(self) -> tuple[str, ...]:
         """Return the files that the runtime opens, every one of which ``files`` must hold."""
         arrays = (self.tokenizer.file, self.token_embedding.file, self.clue_bank.file)
-        return (*(graph.file for graph in self.graphs.values()), *arrays)
+        of_targets = (file for target in self.targets.values() for file in target.files())
+        return (*(graph.file for graph in self.graphs.values()), *arrays, *of_targets)
 
     def to_json(self) -> str:
         """Return the text of ``manifest.json``; :func:`parse_manifest` reads it back to an equal manifest.
@@ -286,7 +324,7 @@ class Manifest:
         Raises:
             ValueError: A number is not finite.
         """
-        return json.dumps(_to_plain(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return plain_text(self)
 
 
 def parse_manifest(text: str) -> Manifest:
@@ -299,98 +337,12 @@ def parse_manifest(text: str) -> Manifest:
         BundleError: It is no JSON, a key is unknown, missing or given twice, a value has the wrong type or range, a
             path leaves the bundle, or the schema version is not the one that this SDK reads.
     """
-    try:
-        value = json.loads(
-            text, object_pairs_hook=_unique_keys, parse_constant=_finite_float, parse_float=_finite_float
-        )
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{MANIFEST_FILE}: expected strict JSON, got: {error}. {_REMEDY}.") from error
+    value = strict_json(text, MANIFEST_FILE)
     version = value.get("schema_version") if isinstance(value, dict) else None
     if type(version) is not int or version != SCHEMA_VERSION:
         raise BundleError(
             f"{MANIFEST_FILE}: expected schema_version {SCHEMA_VERSION}, got {version!r}. "
             "Use the SDK version that the bundle was made for, or export the bundle again with this one."
         )
-    manifest: Manifest = _parse(Manifest, value, "")
+    manifest: Manifest = from_plain(Manifest, value, MANIFEST_FILE)
     return manifest
-
-
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Refuse a JSON object that gives a key twice (the last one would win silently)."""
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} is given twice")
-    return result
-
-
-def _finite_float(text: str) -> float:
-    """Refuse NaN, Infinity and what overflows to it."""
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"number {text} is not finite")
-    return number
-
-
-def _parse(kind: Any, value: Any, where: str) -> Any:
-    """Convert a JSON value to the annotated type, or raise ``BundleError`` naming the place."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _parse_object(kind, value, where)
-    if origin is tuple and isinstance(value, list):
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        if len(kinds) == len(value):
-            return tuple(_parse(*pair, f"{where}[{i}]") for i, pair in enumerate(zip(kinds, value, strict=True)))
-    elif origin is Mapping and isinstance(value, dict):
-        return {key: _parse(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    elif _fits(kind, value):
-        return float(value) if kind is float else value
-    raise _wrong(where, str(getattr(kind, "__name__", kind)) if origin is None else str(kind), repr(value)[:80])
-
-
-def _fits(kind: Any, value: Any) -> bool:
-    """Tell whether a scalar JSON value is of the annotated type; JSON's ``true`` is no number."""
-    origin = get_origin(kind)
-    if kind is object:
-        return True
-    if origin is Literal:
-        return value in get_args(kind)
-    if origin in (Union, types.UnionType):
-        return any(_fits(option, value) for option in get_args(kind))
-    if isinstance(value, bool) or not isinstance(kind, type):
-        return False
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
-def _parse_object(kind: Any, value: Any, where: str) -> Any:
-    """Convert a JSON object to a dataclass: exactly its fields, each of its type."""
-    if not isinstance(value, dict):
-        raise _wrong(where, "an object", repr(value)[:80])
-    hints = _hints(kind)
-    if missing := sorted(hints.keys() - value.keys()):
-        raise _wrong(where, f"keys {missing}", "none of them")
-    if unknown := sorted(value.keys() - hints.keys()):
-        raise _wrong(where, f"no other keys than {sorted(hints)}", str(unknown))
-    fields = {name: _parse(hint, value[name], f"{where}.{name}".lstrip(".")) for name, hint in hints.items()}
-    try:
-        return kind(**fields)
-    except ValueError as error:
-        raise BundleError(f"{MANIFEST_FILE}: {where or 'top level'}: {error}. {_REMEDY}.") from error
-
-
-_hints = functools.cache(get_type_hints)  # resolving annotations takes most of the time of parsing
-
-
-def _wrong(where: str, expected: str, got: str) -> BundleError:
-    return BundleError(f"{MANIFEST_FILE}: {where or 'top level'}: expected {expected}, got {got}. {_REMEDY}.")
-
-
-def _to_plain(value: Any) -> Any:
-    """Convert dataclasses, mappings and tuples to what ``json`` writes."""
-    if dataclasses.is_dataclass(value):
-        return {field.name: _to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {key: _to_plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_to_plain(item) for item in value]
-    return value

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,14 @@ from trrg_export import describe
 from trrg_export.decoder import build_decoder
 from trrg_export.model_card import model_card
 from trrg_export.parity import LIMITS, ParityError, ParityLimits, compare
-from trrg_export.precision import quantize_weights
+from trrg_export.precision.int8 import quantize_weights
 from trrg_export.reference import run_pytorch
-from trrg_export.targets import ort
-from trrg_export.to_onnx import GraphPlan, export_graph, plans, save
+from trrg_export.targets import TARGETS
+from trrg_export.targets.base import Site
+from trrg_export.to_onnx import export_graph, plans, save
 from trrg_sdk.bundle import Bundle, write_manifest
 from trrg_sdk.errors import DeviceError, UsageError
-from trrg_sdk.manifest import GRAPH_NAMES, MANIFEST_FILE, Manifest
+from trrg_sdk.manifest import MANIFEST_FILE, Manifest, TargetSpec
 from trrg_train.models.checkpoint import Checkpoint, load_checkpoint
 from trrg_train.models.clue_bank import embed_bank
 
@@ -38,12 +39,14 @@ class ExportOptions:
 
     Attributes:
         precision: ``"fp32"`` or ``"int8"``.
+        targets: Names of ``TARGETS``; the first one is ``"ort"``, which every bundle has.
         force: Replace a bundle that is already there.
         limits: Of parity; None takes the precision's own.
         studies: How many of the checkpoint's parity studies to compare; None takes all.
     """
 
     precision: str = "fp32"
+    targets: tuple[str, ...] = ("ort",)
     force: bool = False
     limits: ParityLimits | None = None
     studies: int | None = None
@@ -52,6 +55,8 @@ class ExportOptions:
         """Refuse what cannot be built."""
         if self.precision not in LIMITS:
             raise UsageError(f"precision: expected one of {', '.join(LIMITS)}, got {self.precision!r}")
+        if unknown := sorted(set(self.targets) - TARGETS.keys()):
+            raise UsageError(f"targets: expected some of {', '.join(TARGETS)}, got {', '.join(unknown)}")
         if self.studies is not None and self.studies < 1:
             raise UsageError(f"studies: expected at least 1, got {self.studies}")
 
@@ -70,13 +75,16 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
     Raises:
         UsageError: No stage-2 checkpoint, or ``out`` is taken.
         ParityError: The graphs do not do what PyTorch does; ``out`` is as it was.
-        DeviceError: ONNX Runtime is missing.
+        DeviceError: A target cannot be built or tried here.
     """
     _check_place(out, force=options.force)
-    if reason := ort.unavailable_reason():
-        raise DeviceError(reason)
+    for name in options.targets:
+        if reason := TARGETS[name].unavailable_reason():
+            raise DeviceError(f"target {name}: {reason}")
     loaded = load_checkpoint(checkpoint)
     model = loaded.trrg()
+    _LOG.info("running PyTorch on the parity studies")
+    reference = run_pytorch(loaded, loaded.parity_pixels()[: options.studies])
     with _beside(out) as folder:
         planned = plans(
             model,
@@ -85,32 +93,26 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
             patches=loaded.config.patches,
             joint_dim=loaded.config.joint_dim,
         )
-        write_graphs(loaded, planned, folder, precision=options.precision)
+        site = Site(folder, loaded, planned, reference, reference.feeds(), options.precision)
+        write_graphs(site)
         write_arrays(loaded, folder)
-        manifest = _proven(loaded, planned, folder, options)
+        manifest = _proven(site, options)
         _put_in_place(folder, out)
     return manifest
 
 
-def write_graphs(checkpoint: Checkpoint, planned: Sequence[GraphPlan], folder: Path, *, precision: str) -> None:
-    """Export and write the four graphs.
-
-    Args:
-        checkpoint: Of stage 2.
-        planned: The three that come from PyTorch.
-        folder: Gets ``graphs/``.
-        precision: ``"fp32"`` or ``"int8"``.
-    """
-    (folder / "graphs").mkdir()
-    for plan in planned:
+def write_graphs(site: Site) -> None:
+    """Export the four graphs and write them to ``graphs/``."""
+    (site.folder / "graphs").mkdir()
+    for plan in site.planned:
         _LOG.info("exporting %s", plan.name)
         graph = export_graph(plan)
-        if precision == "int8":
+        if site.precision == "int8":
             quantize_weights(graph)
-        save(graph, folder / describe.graph_file(plan.name))
+        save(graph, site.folder / describe.graph_file(plan.name))
     _LOG.info("building decoder")
-    decoder = build_decoder(checkpoint.trrg().llm, checkpoint.tokenizer, precision=precision)
-    save(decoder, folder / describe.graph_file("decoder"))
+    decoder = build_decoder(site.checkpoint.trrg().llm, site.checkpoint.tokenizer, precision=site.precision)
+    save(decoder, site.folder / describe.graph_file("decoder"))
 
 
 def write_arrays(checkpoint: Checkpoint, folder: Path) -> None:
@@ -131,26 +133,35 @@ def write_arrays(checkpoint: Checkpoint, folder: Path) -> None:
     np.savez(folder / describe.CLUE_BANK, positive=bank[0].numpy(), negative=bank[1].numpy())
 
 
-def _proven(checkpoint: Checkpoint, planned: Sequence[GraphPlan], folder: Path, options: ExportOptions) -> Manifest:
-    """Compare with PyTorch, then write the model card and, last, the manifest."""
-    if failures := ort.problems([folder / describe.graph_file(name) for name in GRAPH_NAMES]):
-        raise ParityError(failures)
+def _proven(site: Site, options: ExportOptions) -> Manifest:
+    """Compare with PyTorch, add the targets, then write the model card and, last, the manifest."""
+    folder, checkpoint = site.folder, site.checkpoint
     draft = describe.draft_manifest(checkpoint, folder, precision=options.precision)
-    pixels = checkpoint.parity_pixels()[: options.studies]
-    _LOG.info("comparing with PyTorch on %d studies", len(pixels))
+    _LOG.info("comparing with PyTorch on %d studies", len(site.reference.ids))
     report = compare(
         Bundle(folder=folder, manifest=draft, manifest_sha256=""),
-        planned,
-        run_pytorch(checkpoint, pixels),
+        site.planned,
+        site.reference,
         precision=options.precision,
         limits=options.limits or LIMITS[options.precision],
     )
     if report.failures:
         raise ParityError(report.failures)
-    complete = dataclasses.replace(draft, parity={options.precision: report.table})
+    complete = dataclasses.replace(
+        draft,
+        parity={options.precision: report.table},
+        targets={TARGETS[name].TARGET: _added(name, site) for name in options.targets},
+        bundle_id=describe.bundle_id(checkpoint.config.name, folder),
+    )
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     (folder / describe.MODEL_CARD).write_text(model_card(complete, checkpoint.meta, sizes), encoding="utf-8")
     return write_manifest(folder, complete)
+
+
+def _added(name: str, site: Site) -> TargetSpec:
+    _LOG.info("target %s", name)
+    spec: TargetSpec = TARGETS[name].add(site)
+    return spec
 
 
 def _check_place(out: Path, *, force: bool) -> None:

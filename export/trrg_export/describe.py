@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trrg_export.decoder import decoder_spec
-from trrg_export.targets import ort
 from trrg_export.to_onnx import tensor_specs
 from trrg_sdk.bundle import sha256_file
 from trrg_sdk.labeler import OBSERVATIONS
@@ -51,7 +50,7 @@ def graph_file(name: str) -> str:
 
 
 def draft_manifest(checkpoint: Checkpoint, folder: Path, *, precision: str) -> Manifest:
-    """Describe a folder that holds everything but the parity figures, the model card and the manifest.
+    """Describe a folder that holds everything but what targets add, the model card and the manifest.
 
     Args:
         checkpoint: Of stage 2.
@@ -59,14 +58,14 @@ def draft_manifest(checkpoint: Checkpoint, folder: Path, *, precision: str) -> M
         precision: ``"fp32"`` or ``"int8"``.
 
     Returns:
-        A manifest without files and parity.
+        A manifest without files, targets and parity.
     """
     config, meta, llm = checkpoint.config, checkpoint.meta, checkpoint.trrg().llm
     vocab, width = llm.get_input_embeddings().weight.shape
     prompt = len(meta.prefix_ids) + config.patches + len(meta.clues) + len(meta.suffix_ids)
     return Manifest(
         schema_version=SCHEMA_VERSION,
-        bundle_id=f"{config.name}-{_content_hash(folder)[:8]}",
+        bundle_id=bundle_id(config.name, folder),
         model=ModelSpec(config.name, config.sha256()),
         files={},
         graphs={name: _graph_spec(folder, name, precision) for name in GRAPH_NAMES},
@@ -81,12 +80,17 @@ def draft_manifest(checkpoint: Checkpoint, folder: Path, *, precision: str) -> M
         clue_bank=ArraySpec(CLUE_BANK, "float32", ("clues", config.joint_dim)),
         decoding=DecodingSpec("greedy", meta.max_new_tokens),
         decoder=decoder_spec(llm, prompt=prompt, max_new_tokens=meta.max_new_tokens),
-        targets={ort.TARGET: ort.spec()},
+        targets={},
         provenance=_provenance(checkpoint),
         evaluation=dict(meta.evaluation),
         parity={},
         intended_use=INTENDED_USE,
     )
+
+
+def bundle_id(name: str, folder: Path) -> str:
+    """Name a bundle by its model and what its files hold."""
+    return f"{name}-{_content_hash(folder)[:8]}"
 
 
 def checkpoint_sha256(folder: Path) -> str:

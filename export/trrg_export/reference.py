@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from trrg_train.models.clue_bank import clue_inputs, embed_bank, tokenize
 from trrg_train.models.trrg import EncodedImages, Trrg
 
 Array = NDArray[Any]
+Feeds = Sequence[Mapping[str, Array]]
+"""Inputs of one graph, by name, for one run each."""
 _BATCH = 16
 
 
@@ -44,6 +46,16 @@ class Reference:
     prompts: Array
     first_logits: Array
     ids: tuple[tuple[int, ...], ...]
+
+    def feeds(self) -> dict[str, Feeds]:
+        """Inputs of the three graphs that come from PyTorch, one study at a time as at run time."""
+        rows = [slice(index, index + 1) for index in range(len(self.ids))]
+        seen = [{name: value[row] for name, value in self.vision.items()} for row in rows]
+        return {
+            "vision": [{"pixels": self.pixels[row]} for row in rows],
+            "clue_encoder": [dict(self.clue_texts)],
+            "fusion": [{**study, **self.clue_inputs} for study in seen],
+        }
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ onnx = pytest.importorskip("onnx")
 
 from onnx import TensorProto, helper, numpy_helper
 
-from trrg_export.precision import quantize, quantize_weights
+from trrg_export.precision.int8 import quantize, quantize_weights
 
 
 def _model() -> onnx.ModelProto:

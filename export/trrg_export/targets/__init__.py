@@ -1,1 +1,11 @@
-"""One module a target runtime; all have NAME, TARGET, unavailable_reason(), spec() and problems()."""
+"""One module a target runtime, all with the same names: see ``base``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+
+from trrg_export.targets import ort
+
+TARGETS: Mapping[str, ModuleType] = {module.NAME: module for module in (ort,)}
+"""By the name that ``--target`` takes."""

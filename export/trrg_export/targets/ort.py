@@ -1,14 +1,14 @@
-"""ONNX Runtime on a CPU: the target of every bundle."""
+"""ONNX Runtime: the target of every bundle, whose own graphs are made for it."""
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
-from pathlib import Path
 
+from trrg_export.parity import ParityError
+from trrg_export.targets.base import Site
 from trrg_sdk.backends import onnxruntime as backend
 from trrg_sdk.errors import BundleError, DeviceError
-from trrg_sdk.manifest import TargetSpec
+from trrg_sdk.manifest import GRAPH_NAMES, TargetSpec
 
 NAME = "ort"
 TARGET = "ort-cpu"
@@ -19,25 +19,20 @@ def unavailable_reason() -> str | None:
     return backend.unavailable_reason()
 
 
-def spec() -> TargetSpec:
-    """Name the runtime and the version that the bundle was tried on."""
-    return TargetSpec(runtime=backend.NAME, version=importlib.metadata.version("onnxruntime"))
+def add(site: Site) -> TargetSpec:
+    """Open every graph as the workstation will, and name the runtime that did.
 
-
-def problems(graphs: Sequence[Path]) -> list[str]:
-    """Open every graph as the workstation will.
-
-    Args:
-        graphs: ``.onnx`` files.
-
-    Returns:
-        One line for each graph that does not open; empty when all do.
+    Raises:
+        ParityError: A graph does not open.
     """
     opened = backend.open_backend(device="cpu", threads=1)
     found = []
-    for path in graphs:
+    for name in GRAPH_NAMES:
+        path = site.folder / "graphs" / f"{name}.onnx"
         try:
             opened.graph(path)
         except (BundleError, DeviceError) as error:
             found.append(f"{path.name} does not open in ONNX Runtime: {error}")
-    return found
+    if found:
+        raise ParityError(found)
+    return TargetSpec(backend.NAME, importlib.metadata.version("onnxruntime"), graphs={}, engines=())

@@ -1,0 +1,39 @@
+"""What every target module works on, and what it has.
+
+The names of a target module are ``NAME`` (of the option ``--target``), ``TARGET`` (of the manifest),
+``unavailable_reason() -> str | None`` and ``add(site: Site) -> TargetSpec``: it writes what the target needs beside the
+bundle's own graphs, tries it as far as this machine can, and raises :class:`~trrg_export.parity.ParityError` where it
+does not do what PyTorch does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trrg_export.reference import Feeds, Reference
+from trrg_export.to_onnx import GraphPlan
+from trrg_train.models.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Site:
+    """A bundle under construction.
+
+    Attributes:
+        folder: Holds the bundle's own graphs under ``graphs/`` and its arrays; a target writes below ``graphs/NAME/``
+            and ``engines/NAME/``.
+        checkpoint: Of stage 2.
+        planned: The three graphs that come from PyTorch.
+        reference: What PyTorch gives for the parity studies.
+        feeds: Graph → inputs of single studies, for calibration and comparison.
+        precision: Asked for.
+    """
+
+    folder: Path
+    checkpoint: Checkpoint
+    planned: Sequence[GraphPlan]
+    reference: Reference
+    feeds: Mapping[str, Feeds]
+    precision: str
