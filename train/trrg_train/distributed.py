@@ -8,12 +8,14 @@ processes in one step. With gradient accumulation the loss of a step is the mean
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from torch import Tensor
+from torch import Tensor, nn
 
 LONGEST_WAIT = datetime.timedelta(days=1)
 """How long processes wait for the main one while it reads images and runs the frozen encoders."""
@@ -44,6 +46,16 @@ def wait_for_all() -> None:
     """Go on when every process is here; every process must call it."""
     if processes() > 1:
         dist.barrier()
+
+
+@contextmanager
+def on_accelerator(model: nn.Module) -> Iterator[None]:
+    """Have a model on this process's accelerator, where there is one, and back on the CPU afterwards."""
+    model.to(PartialState().device)
+    try:
+        yield
+    finally:
+        model.to("cpu")
 
 
 def gather_rows(rows: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from trrg_train.augment import augment
 from trrg_train.data.array_file import create_array, open_array
-from trrg_train.distributed import processes, rank, wait_for_all
+from trrg_train.distributed import on_accelerator, processes, rank, wait_for_all
 from trrg_train.draws import generators
 from trrg_train.models.checkpoint import Checkpoint
 
@@ -107,7 +107,8 @@ def cached_encodings(
         if rank() == 0:
             _prepare(aside, checkpoint, len(pixels), views, parts=processes())
         wait_for_all()
-        build_part(aside, checkpoint, embedded, pixels, views=views, part=Part(rank(), processes()))
+        with on_accelerator(checkpoint.perceiver()):
+            build_part(aside, checkpoint, embedded, pixels, views=views, part=Part(rank(), processes()))
         wait_for_all()
         if rank() == 0:
             _complete(aside, folder)
@@ -118,8 +119,9 @@ def cached_encodings(
 def gate_logits(checkpoint: Checkpoint, logits: Tensor) -> Tensor:
     """Calibrated logits minus the logit of each threshold, from uncalibrated logits (B, C)."""
     clues = checkpoint.meta.clues
-    scale, offset = torch.tensor([c.scale for c in clues]), torch.tensor([c.offset for c in clues])
-    return logits * scale + offset - torch.logit(torch.tensor([c.threshold for c in clues]))
+    figures = torch.tensor([(c.scale, c.offset, c.threshold) for c in clues], device=logits.device)
+    scale, offset, threshold = figures.unbind(1)
+    return logits * scale + offset - torch.logit(threshold)
 
 
 def encode_batch(
@@ -127,8 +129,9 @@ def encode_batch(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Patches (B, N, Dv), ``patch_joint`` (B, N, De), ``global_joint`` (B, De), gate logits (B, C); all float32."""
     perceiver = checkpoint.perceiver()
-    encoded = perceiver.encode_images(pixels)
-    logits, _ = perceiver.perception(*encoded[1:], *embedded)
+    device = next(perceiver.parameters()).device
+    encoded = perceiver.encode_images(pixels.to(device))
+    logits, _ = perceiver.perception(*encoded[1:], *(prompts.to(device) for prompts in embedded))
     return (*encoded, gate_logits(checkpoint, logits))
 
 
@@ -169,7 +172,7 @@ def build_part(
         if view:
             chunk = augment(chunk, [generators(views.seed, view, start + row)[1] for row in range(len(chunk))])
         for array, encoded in zip(arrays, encode_batch(checkpoint, embedded, chunk), strict=True):
-            array[view, rows] = encoded.numpy()
+            array[view, rows] = encoded.cpu().numpy()
         if index % SAVE_EVERY == SAVE_EVERY - 1:
             _save_progress(progress_file, arrays, index + 1)
     _save_progress(progress_file, arrays, len(chunks))

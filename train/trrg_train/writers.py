@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -71,7 +72,7 @@ def open_writer(model: Path, cache: Path) -> Writer:
 
 
 class CheckpointWriter:
-    """The PyTorch model, in batches."""
+    """The PyTorch model, in batches, on the accelerator where there is one."""
 
     def __init__(self, folder: Path, cache: Path) -> None:
         """Load a stage-2 checkpoint; ``cache`` keeps preprocessed pixels."""
@@ -79,12 +80,15 @@ class CheckpointWriter:
         self.cache = cache
         model = self.checkpoint.trrg()
         with torch.no_grad():
-            self.embedded = embed_bank(
+            positive, negative = embed_bank(
                 self.checkpoint.meta.clues,
                 model.perceiver,
                 self.checkpoint.tokenizer,
                 max_length=self.checkpoint.config.max_text_length,
             )
+        device = PartialState().device
+        model.to(device)
+        self.embedded = (positive.to(device), negative.to(device))
 
     def write(
         self, studies: Sequence[Study], *, clue_scores: Mapping[str, float] | None = None
@@ -124,15 +128,16 @@ class BundleWriter:
 def write_batch(
     checkpoint: Checkpoint, embedded: tuple[Tensor, Tensor], pixels: Tensor, clue_scores: Mapping[str, float]
 ) -> list[Written]:
-    """Write reports for preprocessed pixels (B, C, S, S) with embedded prompts, each (C, De)."""
-    model = checkpoint.trrg()
+    """Write reports for preprocessed pixels (B, C, S, S) with embedded prompts, each (C, De), where the model is."""
+    model, device = checkpoint.trrg(), embedded[0].device
     clues = checkpoint.meta.clues
-    override = torch.tensor([clue_scores.get(clue.name, -1.0) for clue in clues]).expand(len(pixels), -1)
-    images = EncodedImages(*model.perceiver.encode_images(pixels))
+    scores = [clue_scores.get(clue.name, -1.0) for clue in clues]
+    override = torch.tensor(scores, device=device).expand(len(pixels), -1)
+    images = EncodedImages(*model.perceiver.encode_images(pixels.to(device)))
     ids, logits = model.generate(
         images, clue_inputs(clues, *embedded, override), max_new_tokens=checkpoint.meta.max_new_tokens
     )
-    probabilities = torch.where(override >= 0, override, torch.sigmoid(logits)).double().numpy()
+    probabilities = torch.where(override >= 0, override, torch.sigmoid(logits)).double().cpu().numpy()
     texts = [checkpoint.tokenizer.decode(until_end(row.tolist())) for row in ids]
     return [Written(text, p) for text, p in zip(texts, probabilities, strict=True)]
 
