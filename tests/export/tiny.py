@@ -87,11 +87,14 @@ def write_checkpoint(folder: Path, *, stage: int = 2, **changes: object) -> Path
 
 
 def _settle(model: Trrg) -> None:
-    """Give the normalisation layers statistics of their own, so that folding them into the weights shows."""
+    """Give the model what training would: statistics of its norms, an interaction that speaks."""
     model.train()
     with torch.no_grad():
         for _ in range(3):
             model.perceiver.encode_images(torch.randn(4, 1, SIZE, SIZE))
         for parameter in model.llm.parameters():  # larger logits: no two tokens are close by chance
             parameter.mul_(3.0 if parameter.dim() == 2 else 1.0)
+        for parameter in model.fusion.interaction.parameters():
+            if not parameter.any():  # its branches start silent
+                parameter.normal_(std=0.1)
     model.eval()

@@ -44,7 +44,17 @@ def report(ids):
 @pytest.fixture
 def model(tiny_config):
     torch.manual_seed(0)
-    return Trrg(tiny_config, vocab_size=300, prompt=Prompt((1, 5, 6), (1,))).eval()
+    model = Trrg(tiny_config, vocab_size=300, prompt=Prompt((1, 5, 6), (1,))).eval()
+    heard(model.fusion.interaction)
+    return model
+
+
+@torch.no_grad()
+def heard(interaction):
+    """Give the branches of an interaction, which start silent, something to say."""
+    for parameter in interaction.parameters():
+        if not parameter.any():
+            parameter.normal_(std=0.3)
 
 
 def test_the_perceiver_gives_unit_vectors_of_the_contract_shapes(tiny_config):
@@ -125,9 +135,26 @@ def test_a_clue_depends_on_its_own_score_and_embedding_only_through_shared_weigh
     assert torch.allclose(few_out.clue_heat, many_out.clue_heat[:, :3], atol=1e-5)
 
 
+def test_an_untrained_interaction_changes_nothing_and_learns():
+    torch.manual_seed(0)
+    layer = CrossModalInteraction(width=16, heads=2, layers=2)
+    visual, tokens = torch.randn(1, 4, 16), torch.randn(1, 3, 16)
+    made = layer(visual, tokens)
+    assert torch.equal(made[0], visual)
+    assert torch.equal(made[1], tokens)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum(part.square().mean() for part in layer(visual, tokens)).backward()
+        optimizer.step()
+    assert all(weight.grad.any() for name, weight in layer.named_parameters() if name.endswith("out.weight"))
+    assert not torch.equal(layer(visual, tokens)[0], visual)
+
+
 def test_masked_clues_are_as_if_absent():
     torch.manual_seed(0)
     layer = CrossModalInteraction(width=16, heads=2, layers=2).eval()
+    heard(layer)
     visual, tokens = torch.randn(1, 4, 16), torch.randn(1, 3, 16)
     padded = torch.cat((tokens, torch.randn(1, 2, 16)), 1)
     mask = torch.tensor([[True, True, True, False, False]])

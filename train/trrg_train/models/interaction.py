@@ -18,7 +18,7 @@ class CrossAttention(nn.Module):
         self.norm_memory = nn.LayerNorm(width)
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
+        self.out = _silent(nn.Linear(width, width))
 
     def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None) -> Tensor:
         """Attend.
@@ -85,4 +85,15 @@ class CrossModalInteraction(nn.Module):
 
 
 def _feed_forward(width: int) -> nn.Sequential:
-    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+    last = _silent(nn.Linear(2 * width, width))
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), last)
+
+
+def _silent(layer: nn.Linear) -> nn.Linear:
+    """Start a branch at zero: before training every token is what it was, and training adds what helps.
+
+    With random branches the interaction cost .02 of macro-F1 in the ablation instead of none.
+    """
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
