@@ -26,6 +26,8 @@ MAX_BARE_MEGABYTES = 250
 
 # Distributions whose import name differs, or which are used through another one.
 IMPORT_NAMES = {
+    "cyclonedx-python-lib": "cyclonedx",
+    "packageurl-python": "packageurl",
     "pillow": "PIL",
     "onnxruntime-gpu": "onnxruntime",
     "onnxruntime-genai": "onnxruntime_genai",
@@ -77,9 +79,9 @@ def third_party_imports(package: str) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("package", "extras"),
     [
-        ("trrg_sdk", ("", "cpu", "gpu")),
+        ("trrg_sdk", ("", "cpu", "gpu", "signature")),
         ("trrg_train", ("", "train", "cpu")),
-        ("trrg_export", ("", "cpu", "train", "export")),
+        ("trrg_export", ("", "cpu", "train", "signature", "export")),
     ],
 )
 def test_what_code_imports_is_declared(package: str, extras: tuple[str, ...]) -> None:

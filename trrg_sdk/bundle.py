@@ -4,7 +4,9 @@ A bundle is a folder. ``manifest.json`` lists every other file with its size and
 ``manifest.json.sha256`` (the format of the ``sha256sum`` command) covers the manifest itself, so that a
 flipped bit in any file is refused. A file that the manifest does not list is refused as well, hidden
 ones included, because nobody vouches for it; so is a symbolic link, because what it points to can
-change. This finds damage and mix-ups; only a signature finds a forgery.
+change. This finds damage and mix-ups; only a signature finds a forgery. A bundle is loaded whether it is signed
+or not, and a signature is not looked at: a site that trusts signed bundles alone calls
+:func:`trrg_sdk.signature.verify` (``trrg verify --key``) first.
 """
 
 from __future__ import annotations
@@ -187,6 +189,11 @@ def sha256_file(path: Path) -> str:
     """
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hash bytes: 64 lower-case hex digits."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Manifest:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,6 @@ from trrg_sdk.version import __version__
 
 if TYPE_CHECKING:
     from trrg_sdk.bundle import Bundle
-    from trrg_sdk.manifest import Manifest
     from trrg_sdk.outputs import Output
     from trrg_sdk.report import Report
 
@@ -35,9 +33,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"trrg {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _declare_report(commands.add_parser("report", help="report on radiographs"))
-    for name, summary in (("verify", "check every file of a bundle"), ("inspect", "say what is in a bundle")):
-        command = commands.add_parser(name, help=summary)
+    verify = commands.add_parser("verify", help="check every file of a bundle, and its signature")
+    inspect = commands.add_parser("inspect", help="say what is in a bundle")
+    for command in (verify, inspect):
         command.add_argument("bundle", nargs="?", metavar="BUNDLE", help="its folder (default: the embedded one)")
+    verify.add_argument("--key", metavar="PUB", help="the maker's Ed25519 public key (PEM): check the signature too")
+    form = inspect.add_mutually_exclusive_group()
+    form.add_argument("--graph", action="store_true", help="parameters, operators and FLOPs of each graph")
+    form.add_argument("--json", action="store_true", help="the whole manifest, for programs")
     commands.add_parser("doctor", help="say what this machine can run, and why not the rest")
     return parser
 
@@ -144,30 +147,31 @@ def _stem(made: Report, number: int) -> str:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    """Compare every file with the manifest; a difference is a ``BundleError`` that names it."""
-    manifest = _open_bundle(args).manifest
-    for line in (f"ok: {_summary(manifest)}; every hash agrees", *_parity(manifest)):
+    """Compare every file with the manifest, and the signature with a key; a difference is a ``BundleError``."""
+    from trrg_sdk.listing import headline, parity
+    from trrg_sdk.signature import is_signed, verify
+
+    bundle = _open_bundle(args)
+    if args.key:
+        verify(bundle, Path(args.key))
+        signed = f"signed by the holder of {args.key}"
+    else:
+        signed = "signature there, not checked: name the maker's key with --key" if is_signed(bundle) else "not signed"
+    print(f"ok: {headline(bundle.manifest)}; every hash agrees; {signed}")
+    for line in parity(bundle.manifest):
         print(line)
     return 0
 
 
 def _inspect(args: argparse.Namespace) -> int:
     """Print what a bundle says about itself."""
+    from trrg_sdk.listing import graph_table, overview
+
     bundle = _open_bundle(args)
-    manifest = bundle.manifest
-    print(f"{_summary(manifest)}; manifest {bundle.manifest_sha256}")
-    print(f"intended use  {manifest.intended_use}")
-    for name, graph in manifest.graphs.items():
-        print(f"graph         {name}: {graph.precision}, {graph.file}, {manifest.files[graph.file].bytes / 1e6:.1f} MB")
-    for name, target in manifest.targets.items():
-        print(f"target        {name}: {target.runtime} {target.version}")
-    for clue in manifest.clues:
-        print(f"clue          {clue.name} (threshold {clue.threshold:.3f}): {clue.positive} / {clue.negative}")
-    print(f"decoding      {manifest.decoding.strategy}, at most {manifest.decoding.max_new_tokens} tokens")
-    print(f"data          {manifest.provenance.data}")
-    print(f"made by       {json.dumps(dict(manifest.provenance.created_by), ensure_ascii=False)}")
-    print(f"evaluation    {json.dumps(dict(manifest.evaluation), ensure_ascii=False, indent=2)}")
-    for line in _parity(manifest):
+    if args.json:
+        sys.stdout.write(bundle.manifest.to_json())
+        return 0
+    for line in graph_table(bundle) if args.graph else overview(bundle):
         print(line)
     return 0
 
@@ -187,13 +191,3 @@ def _open_bundle(args: argparse.Namespace) -> Bundle:
     from trrg_sdk.bundle import Bundle
 
     return Bundle.embedded() if args.bundle is None else Bundle.load(args.bundle)
-
-
-def _summary(manifest: Manifest) -> str:
-    size = sum(file.bytes for file in manifest.files.values()) / 1e6
-    return f"bundle {manifest.bundle_id} (model {manifest.model.name}), {len(manifest.files)} files, {size:.1f} MB"
-
-
-def _parity(manifest: Manifest) -> Iterator[str]:
-    for precision, figures in manifest.parity.items():
-        yield f"parity        {precision}: {json.dumps(dict(figures), ensure_ascii=False)}"

@@ -66,7 +66,8 @@ class Reporter:
         """Open a bundle. The graphs open in the background; the first report waits for them.
 
         Args:
-            bundle: A bundle or its folder; None takes the one in this package.
+            bundle: A bundle or its folder; None takes the one in this package. Its hashes are verified; whether it is
+                signed, and by whom, is not looked at: that is ``trrg verify --key``.
             device: ``"auto"`` takes the best that works; a named device that does not work is an error.
             threads: Processor threads a graph may use; None takes the physical cores.
             clues: What to look for besides the bundle's own clues.

@@ -16,17 +16,23 @@ import numpy as np
 import torch
 
 from trrg_export import describe
-from trrg_export.decoder import build_decoder
+from trrg_export.decoder import build_decoder, check_family
+from trrg_export.disk import room_for
 from trrg_export.model_card import model_card
 from trrg_export.parity import LIMITS, ParityError, ParityLimits, compare
 from trrg_export.precision.int8 import quantize_weights
 from trrg_export.reference import run_pytorch
+from trrg_export.sbom import SBOM_FILE, sbom
+from trrg_export.signing import read_key, sign_bundle
+from trrg_export.summary import summarize
 from trrg_export.targets import TARGETS
 from trrg_export.targets.base import Site
 from trrg_export.to_onnx import export_graph, plans, save
-from trrg_sdk.bundle import Bundle, write_manifest
+from trrg_sdk.bundle import Bundle, sha256_file, write_manifest
 from trrg_sdk.errors import DeviceError, UsageError
-from trrg_sdk.manifest import MANIFEST_FILE, Manifest, TargetSpec
+from trrg_sdk.manifest import GRAPH_NAMES, MANIFEST_FILE, Manifest, TargetSpec
+from trrg_sdk.strict_json import plain_text
+from trrg_sdk.summary import SUMMARY_FILE
 from trrg_train.models.checkpoint import Checkpoint, load_checkpoint
 from trrg_train.models.clue_bank import embed_bank
 
@@ -43,6 +49,7 @@ class ExportOptions:
         force: Replace a bundle that is already there.
         limits: Of parity; None takes the precision's own.
         studies: How many of the checkpoint's parity studies to compare; None takes all.
+        sign: Private key to sign with; None leaves the bundle unsigned.
     """
 
     precision: str = "fp32"
@@ -50,6 +57,7 @@ class ExportOptions:
     force: bool = False
     limits: ParityLimits | None = None
     studies: int | None = None
+    sign: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
@@ -73,19 +81,19 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
         The manifest as written.
 
     Raises:
-        UsageError: No stage-2 checkpoint, or ``out`` is taken.
+        UsageError: No stage-2 checkpoint of the Llama family, ``out`` is taken, no key to sign with, or a full disk.
         ParityError: The graphs do not do what PyTorch does; ``out`` is as it was.
         DeviceError: A target cannot be built or tried here.
     """
     _check_place(out, force=options.force)
-    for name in options.targets:
-        if reason := TARGETS[name].unavailable_reason():
-            raise DeviceError(f"target {name}: {reason}")
+    _check_targets(options.targets)
+    key = read_key(options.sign) if options.sign else None
     loaded = load_checkpoint(checkpoint)
     model = loaded.trrg()
+    check_family(model.llm)
     _LOG.info("running PyTorch on the parity studies")
     reference = run_pytorch(loaded, loaded.parity_pixels()[: options.studies])
-    with _beside(out) as folder:
+    with room_for(out, checkpoint), _beside(out) as folder:
         planned = plans(
             model,
             channels=loaded.preprocess.channels,
@@ -97,6 +105,8 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
         write_graphs(site)
         write_arrays(loaded, folder)
         manifest = _proven(site, options)
+        if key:
+            sign_bundle(folder, key)
         _put_in_place(folder, out)
     return manifest
 
@@ -134,7 +144,7 @@ def write_arrays(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _proven(site: Site, options: ExportOptions) -> Manifest:
-    """Compare with PyTorch, add the targets, then write the model card and, last, the manifest."""
+    """Compare with PyTorch, add the targets, then write summary, card, SBOM and, last, the manifest."""
     folder, checkpoint = site.folder, site.checkpoint
     draft = describe.draft_manifest(checkpoint, folder, precision=options.precision)
     _LOG.info("comparing with PyTorch on %d studies", len(site.reference.ids))
@@ -147,6 +157,7 @@ def _proven(site: Site, options: ExportOptions) -> Manifest:
     )
     if report.failures:
         raise ParityError(report.failures)
+    _write_summary(site)
     complete = dataclasses.replace(
         draft,
         parity={options.precision: report.table},
@@ -155,13 +166,28 @@ def _proven(site: Site, options: ExportOptions) -> Manifest:
     )
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     (folder / describe.MODEL_CARD).write_text(model_card(complete, checkpoint.meta, sizes), encoding="utf-8")
+    hashes = {path.relative_to(folder).as_posix(): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
+    (folder / SBOM_FILE).write_text(sbom(complete.bundle_id, hashes, describe.CREATED_BY), encoding="utf-8")
     return write_manifest(folder, complete)
+
+
+def _write_summary(site: Site) -> None:
+    _LOG.info("counting parameters and operations")
+    files = {name: site.folder / describe.graph_file(name) for name in GRAPH_NAMES}
+    summary = summarize(files, describe.run_sizes(site.checkpoint))
+    (site.folder / SUMMARY_FILE).write_text(plain_text(summary), encoding="utf-8")
 
 
 def _added(name: str, site: Site) -> TargetSpec:
     _LOG.info("target %s", name)
     spec: TargetSpec = TARGETS[name].add(site)
     return spec
+
+
+def _check_targets(names: tuple[str, ...]) -> None:
+    for name in names:
+        if reason := TARGETS[name].unavailable_reason():
+            raise DeviceError(f"target {name}: {reason}")
 
 
 def _check_place(out: Path, *, force: bool) -> None:

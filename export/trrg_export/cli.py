@@ -16,7 +16,10 @@ from trrg_sdk.errors import TrrgError
 if TYPE_CHECKING:
     from trrg_export.build import ExportOptions
 
-_NEEDED = ("torch", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime", "onnxruntime_genai")
+_NEEDED = (
+    *("torch", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime", "onnxruntime_genai"),
+    *("cyclonedx", "packageurl", "packaging"),
+)
 _USAGE = 2
 
 
@@ -31,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder to make")
     parser.add_argument("--int8", action="store_true", help="8-bit weights: a quarter of the size (default fp32)")
     parser.add_argument("--force", action="store_true", help="replace the bundle that is there")
+    parser.add_argument("--sign", type=Path, metavar="KEY", help="sign it with this Ed25519 private key (PEM)")
     parser.add_argument("--studies", type=int, metavar="N", help="parity studies to compare (default all)")
     parser.add_argument(
         "--value-limit", type=float, metavar="X", help="largest difference of a number (default fp32 1e-3, int8 none)"
@@ -81,4 +85,6 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         limits = dataclasses.replace(limits, value=arguments.value_limit)
     if arguments.label_agreement is not None:
         limits = dataclasses.replace(limits, label_agreement=arguments.label_agreement)
-    return ExportOptions(precision, force=arguments.force, limits=limits, studies=arguments.studies)
+    return ExportOptions(
+        precision, force=arguments.force, limits=limits, studies=arguments.studies, sign=arguments.sign
+    )

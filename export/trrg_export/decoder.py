@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from trrg_export.to_onnx import clean, quiet
 from trrg_sdk.errors import UsageError
 from trrg_sdk.manifest import DecoderSpec
-from trrg_train.models.llm import merge_adapters
+from trrg_train.models.llm import ADAPTED, merge_adapters
 
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS")
 _SPARE_CLUES = 32  # positions in the cache for clues that a site adds
@@ -41,6 +41,23 @@ def build_decoder(llm: Any, tokenizer: Tokenizer, *, precision: str) -> onnx.Mod
         _save_huggingface(merge_adapters(llm), tokenizer, source)
         _run_builder(source, target, Path(scratch, "cache"), precision)
         return clean(onnx.load(str(target / "decoder.onnx"), load_external_data=True))
+
+
+def check_family(llm: Any) -> None:
+    """Refuse a language model that the decoder's builder does not know, before anything takes time.
+
+    Args:
+        llm: A causal model; adapters may be on it.
+
+    Raises:
+        UsageError: Its layers are not those of the Llama family.
+    """
+    parts = {name.rsplit(".", 1)[-1] for name, _ in llm.named_modules()}
+    if lacking := sorted(set(ADAPTED) - parts):
+        raise UsageError(
+            f"the language model is a {llm.config.model_type}: expected one of the Llama family, whose layers have "
+            f"{', '.join(ADAPTED)}, got one without {', '.join(lacking)}; train stage 2 with such a model"
+        )
 
 
 def decoder_spec(llm: Any, *, prompt: int, max_new_tokens: int) -> DecoderSpec:

@@ -41,7 +41,7 @@ INTENDED_USE = (
     "Research on draft reports of frontal chest radiographs of adults. Not for clinical use: not a medical device, "
     "not validated on patients of your site; every draft is to be read by a radiologist together with the image."
 )
-_CREATED_BY = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-genai", "numpy", "tokenizers")
+CREATED_BY = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-genai", "numpy", "tokenizers")
 
 
 def graph_file(name: str) -> str:
@@ -62,7 +62,7 @@ def draft_manifest(checkpoint: Checkpoint, folder: Path, *, precision: str) -> M
     """
     config, meta, llm = checkpoint.config, checkpoint.meta, checkpoint.trrg().llm
     vocab, width = llm.get_input_embeddings().weight.shape
-    prompt = len(meta.prefix_ids) + config.patches + len(meta.clues) + len(meta.suffix_ids)
+    prompt = prompt_length(checkpoint)
     return Manifest(
         schema_version=SCHEMA_VERSION,
         bundle_id=bundle_id(config.name, folder),
@@ -86,6 +86,29 @@ def draft_manifest(checkpoint: Checkpoint, folder: Path, *, precision: str) -> M
         parity={},
         intended_use=INTENDED_USE,
     )
+
+
+def prompt_length(checkpoint: Checkpoint) -> int:
+    """Count the positions of the prompt with the bundled clues."""
+    meta = checkpoint.meta
+    return len(meta.prefix_ids) + checkpoint.config.patches + len(meta.clues) + len(meta.suffix_ids)
+
+
+def run_sizes(checkpoint: Checkpoint) -> dict[str, int]:
+    """Give the free axes of the graphs in the run that is counted: one study, one clue prompt, the decoder's prompt."""
+    prompt = prompt_length(checkpoint)
+    llm = checkpoint.trrg().llm
+    return {
+        "batch": 1,
+        "clues": len(checkpoint.meta.clues),
+        "prompts": 1,
+        "length": checkpoint.config.max_text_length,
+        "batch_size": 1,
+        "sequence_length": prompt,
+        "past_sequence_length": 0,
+        "total_sequence_length": prompt,
+        "kv_cache_dim": decoder_spec(llm, prompt=prompt, max_new_tokens=checkpoint.meta.max_new_tokens).head_size,
+    }
 
 
 def bundle_id(name: str, folder: Path) -> str:
@@ -143,5 +166,5 @@ def _provenance(checkpoint: Checkpoint) -> ProvenanceSpec:
         code_version=code_version(),
         checkpoint_sha256=checkpoint_sha256(checkpoint.folder),
         data=checkpoint.meta.data,
-        created_by={name: importlib.metadata.version(name) for name in _CREATED_BY},
+        created_by={name: importlib.metadata.version(name) for name in CREATED_BY},
     )

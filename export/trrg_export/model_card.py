@@ -31,7 +31,7 @@ def model_card(manifest: Manifest, meta: CheckpointMeta, sizes: Mapping[str, int
     Args:
         manifest: Complete but for ``files``.
         meta: Of the checkpoint.
-        sizes: Bytes of each file but card and manifest.
+        sizes: Bytes of each file but card, SBOM and manifest.
 
     Returns:
         Markdown.

@@ -35,7 +35,16 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         build_parser().parse_args(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for option in ("--out", "--int8", "--force", "--studies", "--value-limit", "--label-agreement", "exit codes"):
+    for option in (
+        "--out",
+        "--int8",
+        "--force",
+        "--sign",
+        "--studies",
+        "--value-limit",
+        "--label-agreement",
+        "exit codes",
+    ):
         assert option in text
 
 

@@ -169,7 +169,7 @@ def test_inspect_shows_what_matters(capfd: pytest.CaptureFixture[str]) -> None:
     for expected in (
         bundle.manifest_sha256,
         bundle.manifest.intended_use,
-        "graph         vision: ",
+        "graphs/vision.onnx",
         "Pleural Effusion",
     ):
         assert expected in text

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
@@ -94,8 +95,17 @@ class Checkpoint:
         return self.model if isinstance(self.model, Perceiver) else self.trrg().perceiver
 
     def parity_pixels(self) -> torch.Tensor:
-        """Return preprocessed pixels float32 (K, C, S, S) of held-out studies."""
-        return load_file(self.folder / "parity.safetensors")["pixels"].float()
+        """Return preprocessed pixels float32 (K, C, S, S) of held-out studies.
+
+        Raises:
+            UsageError: They are not there.
+        """
+        path = self.folder / "parity.safetensors"
+        if not path.is_file():
+            raise UsageError(
+                f"{self.folder} lacks {path.name}, the studies to compare on: `trrg-train stage2` writes it"
+            )
+        return _read_tensors(path)["pixels"].float()
 
 
 def save_checkpoint(
@@ -130,14 +140,16 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint; every weight must be there and no other.
 
     Raises:
-        UsageError: The folder is no checkpoint, or of an unknown schema.
+        UsageError: The folder is no checkpoint, of an unknown schema or damaged, or its parts do not fit each other.
     """
     missing = [
         n for n in ("meta.json", "config.json", "model.safetensors", "tokenizer.json") if not (folder / n).is_file()
     ]
     if missing:
-        raise UsageError(f"{folder} is no TRRG checkpoint: it lacks {', '.join(missing)}")
-    config = ModelConfig.from_mapping(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        raise UsageError(
+            f"{folder} is no TRRG checkpoint: it lacks {', '.join(missing)}; name a folder that trrg-train wrote"
+        )
+    config = ModelConfig.from_mapping(_read_json(folder / "config.json"))
     meta = _read_meta(folder)
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     vocab_size = tokenizer.get_vocab_size()
@@ -146,7 +158,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         model = Perceiver(config, vocab_size=vocab_size)
     else:
         model = Trrg(config, vocab_size=vocab_size, prompt=Prompt(meta.prefix_ids, meta.suffix_ids))
-    model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    _load_weights(model, folder / "model.safetensors", lora_rank=config.lora_rank)
     return Checkpoint(folder, config, tokenizer, meta, model.eval())
 
 
@@ -180,11 +192,51 @@ def _self_contained(config: ModelConfig, model: nn.Module) -> ModelConfig:
 
 
 def _read_meta(folder: Path) -> CheckpointMeta:
-    facts = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    path = folder / "meta.json"
+    facts = dict(_read_json(path))
     schema = facts.pop("schema", None)
     if schema != SCHEMA:
-        raise UsageError(f"{folder / 'meta.json'}: schema {SCHEMA} expected, {schema!r} found")
-    facts["clues"] = tuple(BankedClue(**clue) for clue in facts["clues"])
-    for key in ("prefix_ids", "suffix_ids", "commands"):
-        facts[key] = tuple(facts[key])
-    return CheckpointMeta(**facts)
+        raise UsageError(f"{path}: schema {SCHEMA} expected, {schema!r} found")
+    try:
+        facts["clues"] = tuple(BankedClue(**clue) for clue in facts["clues"])
+        for key in ("prefix_ids", "suffix_ids", "commands"):
+            facts[key] = tuple(facts[key])
+        return CheckpointMeta(**facts)
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{path} is not what trrg-train wrote ({error}); copy the checkpoint again") from error
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} is no JSON ({error}); copy the checkpoint again") from error
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{path}: an object expected, {type(value).__name__} found; copy the checkpoint again")
+    return value
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise UsageError(f"{path} is cut off or damaged ({error}); copy the checkpoint again") from error
+    return tensors
+
+
+def _load_weights(model: nn.Module, path: Path, *, lora_rank: int) -> None:
+    """Load every weight and no other; what does not fit is one sentence and not a page of names."""
+    weights = _read_tensors(path)
+    expected = model.state_dict()
+    problems = {
+        "missing": sorted(expected.keys() - weights.keys()),
+        "unknown": sorted(weights.keys() - expected.keys()),
+        "of another shape": sorted(
+            name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape
+        ),
+    }
+    if any(problems.values()):
+        told = ", ".join(f"{len(names)} {what} (such as {names[0]})" for what, names in problems.items() if names)
+        adapters = f"; config.json asks for adapters of lora_rank {lora_rank}" if lora_rank else ""
+        raise UsageError(f"{path} does not fit the config.json and tokenizer.json beside it: {told}{adapters}")
+    model.load_state_dict(weights, strict=True)

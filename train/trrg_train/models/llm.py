@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM
 
+from trrg_sdk.errors import UsageError
 from trrg_train.models.backbone import backbone_config
 from trrg_train.models.config import ModelConfig
 from trrg_train.models.tokenizer import BOS_ID, EOS_ID, PAD_ID
@@ -42,4 +43,10 @@ def _adapt(model: Any, config: ModelConfig) -> Any:
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=ADAPTED, task_type="CAUSAL_LM")
-    return get_peft_model(model, lora)
+    try:
+        return get_peft_model(model, lora)
+    except ValueError as error:  # peft found none of the parts
+        raise UsageError(
+            f"lora_rank {config.lora_rank} needs a language model of the Llama family, with {', '.join(ADAPTED)}; this "
+            f"{model.config.model_type} has none of them: take another model, or lora_rank = 0"
+        ) from error

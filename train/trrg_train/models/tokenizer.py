@@ -9,6 +9,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
+from trrg_sdk.errors import UsageError
+
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 
@@ -37,8 +39,15 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read ``tokenizer.json``."""
-    return Tokenizer.from_file(str(path))
+    """Read ``tokenizer.json``.
+
+    Raises:
+        UsageError: It is no tokenizer.
+    """
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises no other class
+        raise UsageError(f"{path} cannot be read as a tokenizer ({error}); copy the checkpoint again") from error
 
 
 def pad_batch(sequences: Sequence[Sequence[int]], *, max_length: int) -> tuple[Tensor, Tensor]:
