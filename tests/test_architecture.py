@@ -65,6 +65,7 @@ NOT_LOADED_BY_THE_DOOR = (
     "transformers",
     "onnx",
     "onnxruntime",
+    "openvino",
     "tensorrt",
     "pydicom",
     "tokenizers",

@@ -79,7 +79,7 @@ def third_party_imports(package: str) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("package", "extras"),
     [
-        ("trrg_sdk", ("", "cpu", "gpu", "signature")),
+        ("trrg_sdk", ("", "cpu", "gpu", "openvino", "signature")),
         ("trrg_train", ("", "train", "cpu")),
         ("trrg_export", ("", "cpu", "train", "signature", "export")),
     ],

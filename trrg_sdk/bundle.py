@@ -153,7 +153,9 @@ class Bundle:
         }
         return ClueBank(**checked)
 
-    def check_graph_specs(self, name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    def check_graph_specs(
+        self, name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, target: str = ""
+    ) -> None:
         """Compare the tensors of an opened graph with the manifest's.
 
         An axis that the graph fixes must be the manifest's; what an axis that it leaves free is called is not compared.
@@ -162,11 +164,12 @@ class Bundle:
             name: The graph, for example ``"vision"``.
             inputs: What the runtime says about the opened graph's inputs.
             outputs: The same of its outputs.
+            target: Compare with the form that this target runs, where it has one of its own.
 
         Raises:
             BundleError: Anything differs; the message lists all of it.
         """
-        spec = self.manifest.graphs[name]
+        spec = self.manifest.graph(name, target=target)
         differences = [
             *_spec_differences("input", spec.inputs, inputs),
             *_spec_differences("output", spec.outputs, outputs),

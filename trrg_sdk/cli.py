@@ -71,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _declare_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", nargs="+", metavar="INPUT", help="a DICOM file, or the folder of one study")
     parser.add_argument("--bundle", metavar="DIR", help="the model to use (default: the embedded one)")
-    parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument(
+        "--device", default="auto", metavar="D", help="auto (cpu or cuda, the default), cpu, cuda or openvino"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: the physical cores)")
     parser.add_argument("--out", metavar="DIR", help="write files here instead of to the screen")
     parser.add_argument("--format", default="text", metavar="F[,F]", help="text, json, or both (default: text)")

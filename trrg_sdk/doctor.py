@@ -22,6 +22,7 @@ _PACKAGES = (
     "tokenizers",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
 )
 _CODECS = (
     "JPEGBaseline8Bit",
@@ -36,8 +37,7 @@ _CODECS = (
     "RLELossless",
 )
 """The compressed transfer syntaxes in which radiographs come, as ``pydicom.uid`` names them."""
-_BACKENDS = ("onnxruntime",)
-_DEVICES = ("cpu", "cuda")
+_BACKENDS = ("onnxruntime", "openvino")
 
 
 def examine() -> list[tuple[str, str]]:
@@ -82,9 +82,9 @@ def _backends() -> Iterator[tuple[str, str]]:
 
 
 def _devices() -> Iterator[tuple[str, str]]:
-    from trrg_sdk.backends import open_backend
+    from trrg_sdk.backends import DEVICES, open_backend
 
-    for device in _DEVICES:
+    for device in DEVICES:
         try:
             yield f"device {device}", f"ok ({open_backend(device=device).name})"
         except DeviceError as error:

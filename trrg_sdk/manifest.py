@@ -225,7 +225,8 @@ class TargetSpec:
     Attributes:
         runtime: Its name.
         version: The version that the bundle was made and tried with.
-        graphs: Graphs that this target needs in another form than the bundle's own; empty where those serve.
+        graphs: Graphs that this target runs in another form or precision than the bundle's own (OpenVINO in bf16: the
+            same files, precision ``"bf16"``); empty where those serve.
         engines: Compiled graphs; empty where the runtime compiles when it opens them.
     """
 
@@ -306,6 +307,11 @@ class Manifest:
         _require(min(self.patch_grid) > 0, f"expected a positive patch_grid, got {self.patch_grid}")
         length, limit = self.prompt_length(len(self.clues)), self.decoder.max_length
         _require(length < limit, f"expected a prompt shorter than decoder.max_length {limit}, got {length} positions")
+
+    def graph(self, name: str, *, target: str) -> GraphSpec:
+        """Return a graph in the form that a target runs: its own one where it has one, else the bundle's."""
+        own = self.targets[target].graphs if target in self.targets else {}
+        return own.get(name, self.graphs[name])
 
     def prompt_length(self, clues: int) -> int:
         """Return how many positions the prompt takes with this number of clues (bundled and custom together)."""

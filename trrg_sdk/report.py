@@ -221,8 +221,8 @@ class Provenance:
     Attributes:
         bundle_id: The bundle's own name.
         manifest_sha256: Hash of the manifest, which holds the hash of every other file.
-        device: The device that ran it, such as ``"cpu"``.
-        precision: The decoder's precision, such as ``"int8"``.
+        device: The device that ran it, such as ``"cpu"``; ``"openvino"`` is the CPU too, its decoder on ONNX Runtime.
+        precision: Of all graphs, such as ``"int8"``, or each graph's where they differ.
         sdk_version: Version of this package.
         intended_use: The bundle's statement of what it may be used for.
     """

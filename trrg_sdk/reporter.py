@@ -20,6 +20,7 @@ from trrg_sdk.dicom import Radiograph, Source, load, load_study
 from trrg_sdk.engine import Engine, Perception
 from trrg_sdk.errors import InputError
 from trrg_sdk.labeler import label_sentence
+from trrg_sdk.manifest import GRAPH_NAMES
 from trrg_sdk.preprocess import Preprocess
 from trrg_sdk.report import GenerationInfo, Omission, Provenance, Report, Sentence
 from trrg_sdk.sentences import Written, read_tokens
@@ -68,7 +69,8 @@ class Reporter:
         Args:
             bundle: A bundle or its folder; None takes the one in this package. Its hashes are verified; whether it is
                 signed, and by whom, is not looked at: that is ``trrg verify --key``.
-            device: ``"auto"`` takes the best that works; a named device that does not work is an error.
+            device: ``"auto"`` takes the best of ``"cpu"`` and ``"cuda"`` that works; a named one that does not work is
+                an error. ``"openvino"`` is taken only by name.
             threads: Processor threads a graph may use; None takes the physical cores.
             clues: What to look for besides the bundle's own clues.
 
@@ -82,6 +84,7 @@ class Reporter:
             self.bundle = _open_bundle(bundle)
             opened = backend.result()
         self.device = opened.device
+        self._target = opened.target
         self._preprocess = Preprocess.from_manifest(self.bundle.preprocess)
         self._engine = Engine(self.bundle, opened, clues=clues)
         _LOG.info("bundle %s on device %s", self.bundle.manifest.bundle_id, self.device)
@@ -158,10 +161,17 @@ class Reporter:
             bundle_id=manifest.bundle_id,
             manifest_sha256=self.bundle.manifest_sha256,
             device=self.device,
-            precision=manifest.graphs["decoder"].precision,
+            precision=self._precision(),
             sdk_version=__version__,
             intended_use=manifest.intended_use,
         )
+
+    def _precision(self) -> str:
+        """One word where all graphs share it, else that of each."""
+        found = {name: self.bundle.manifest.graph(name, target=self._target).precision for name in GRAPH_NAMES}
+        if len(set(found.values())) == 1:
+            return found["decoder"]
+        return ", ".join(f"{name} {precision}" for name, precision in found.items())
 
 
 class _Verified(NamedTuple):

@@ -26,7 +26,7 @@ from trrg_export.sbom import SBOM_FILE, sbom
 from trrg_export.signing import read_key, sign_bundle
 from trrg_export.summary import summarize
 from trrg_export.targets import TARGETS
-from trrg_export.targets.base import Site
+from trrg_export.targets.base import ProvenSite, Site
 from trrg_export.to_onnx import export_graph, plans, save
 from trrg_sdk.bundle import Bundle, sha256_file, write_manifest
 from trrg_sdk.errors import DeviceError, UsageError
@@ -44,7 +44,7 @@ class ExportOptions:
     """What to build.
 
     Attributes:
-        precision: ``"fp32"`` or ``"int8"``.
+        precision: ``"fp32"``, ``"int8"``, or ``"bf16"``: fp32 graphs that OpenVINO computes in bf16.
         targets: Names of ``TARGETS``; the first one is ``"ort"``, which every bundle has.
         force: Replace a bundle that is already there.
         limits: Of parity; None takes the precision's own.
@@ -65,8 +65,15 @@ class ExportOptions:
             raise UsageError(f"precision: expected one of {', '.join(LIMITS)}, got {self.precision!r}")
         if unknown := sorted(set(self.targets) - TARGETS.keys()):
             raise UsageError(f"targets: expected some of {', '.join(TARGETS)}, got {', '.join(unknown)}")
+        if self.precision == "bf16" and "openvino" not in self.targets:
+            raise UsageError("bf16: only OpenVINO computes in it, so add the target: --bf16 --target openvino")
         if self.studies is not None and self.studies < 1:
             raise UsageError(f"studies: expected at least 1, got {self.studies}")
+
+
+def stored_precision(precision: str) -> str:
+    """Return the precision of the bundle's own files: bf16 is something that OpenVINO makes of fp32 ones."""
+    return "fp32" if precision == "bf16" else precision
 
 
 def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manifest:
@@ -121,7 +128,8 @@ def write_graphs(site: Site) -> None:
             quantize_weights(graph)
         save(graph, site.folder / describe.graph_file(plan.name))
     _LOG.info("building decoder")
-    decoder = build_decoder(site.checkpoint.trrg().llm, site.checkpoint.tokenizer, precision=site.precision)
+    stored = stored_precision(site.precision)
+    decoder = build_decoder(site.checkpoint.trrg().llm, site.checkpoint.tokenizer, precision=stored)
     save(decoder, site.folder / describe.graph_file("decoder"))
 
 
@@ -145,23 +153,22 @@ def write_arrays(checkpoint: Checkpoint, folder: Path) -> None:
 
 def _proven(site: Site, options: ExportOptions) -> Manifest:
     """Compare with PyTorch, add the targets, then write summary, card, SBOM and, last, the manifest."""
-    folder, checkpoint = site.folder, site.checkpoint
-    draft = describe.draft_manifest(checkpoint, folder, precision=options.precision)
+    folder, checkpoint, stored = site.folder, site.checkpoint, stored_precision(options.precision)
+    draft = describe.draft_manifest(checkpoint, folder, precision=stored)
+    bundle = Bundle(folder=folder, manifest=draft, manifest_sha256="")
+    limits = options.limits or LIMITS[options.precision]
     _LOG.info("comparing with PyTorch on %d studies", len(site.reference.ids))
-    report = compare(
-        Bundle(folder=folder, manifest=draft, manifest_sha256=""),
-        site.planned,
-        site.reference,
-        precision=options.precision,
-        limits=options.limits or LIMITS[options.precision],
-    )
+    own_limits = limits if stored == options.precision else LIMITS[stored]
+    report = compare(bundle, site.planned, site.reference, precision=stored, limits=own_limits)
     if report.failures:
         raise ParityError(report.failures)
+    proven = ProvenSite(**vars(site), bundle=bundle, limits=limits, tables={stored: report.table})
+    targets = {TARGETS[name].TARGET: _added(name, proven) for name in options.targets}
     _write_summary(site)
     complete = dataclasses.replace(
         draft,
-        parity={options.precision: report.table},
-        targets={TARGETS[name].TARGET: _added(name, site) for name in options.targets},
+        parity=proven.tables,
+        targets=targets,
         bundle_id=describe.bundle_id(checkpoint.config.name, folder),
     )
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
@@ -178,7 +185,7 @@ def _write_summary(site: Site) -> None:
     (site.folder / SUMMARY_FILE).write_text(plain_text(summary), encoding="utf-8")
 
 
-def _added(name: str, site: Site) -> TargetSpec:
+def _added(name: str, site: ProvenSite) -> TargetSpec:
     _LOG.info("target %s", name)
     spec: TargetSpec = TARGETS[name].add(site)
     return spec

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trrg_sdk.errors import TrrgError
+from trrg_sdk.errors import TrrgError, UsageError
 
 if TYPE_CHECKING:
     from trrg_export.build import ExportOptions
@@ -20,6 +20,7 @@ _NEEDED = (
     *("torch", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime", "onnxruntime_genai"),
     *("cyclonedx", "packageurl", "packaging"),
 )
+_TARGETS = ("ort", "openvino")  # the keys of trrg_export.targets.TARGETS, which needs PyTorch to be imported
 _USAGE = 2
 
 
@@ -28,22 +29,29 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="trrg-export",
         description="Build a bundle from a stage-2 checkpoint and prove that it does what the PyTorch model does.",
-        epilog="exit codes: 0 done, 2 usage, 4 bundle invalid, 5 ONNX Runtime unavailable, 6 parity failed",
+        epilog="exit codes: 0 done, 2 usage, 4 bundle invalid, 5 a runtime is unavailable, 6 parity failed",
     )
     parser.add_argument("checkpoint", type=Path, help="folder that `trrg-train stage2` wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder to make")
     parser.add_argument("--int8", action="store_true", help="8-bit weights: a quarter of the size (default fp32)")
+    parser.add_argument("--bf16", action="store_true", help="fp32 files, computed in bf16 by --target openvino")
+    parser.add_argument(
+        "--target", action="append", default=[], choices=_TARGETS, help="also prove it on this runtime (repeatable)"
+    )
     parser.add_argument("--force", action="store_true", help="replace the bundle that is there")
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign it with this Ed25519 private key (PEM)")
     parser.add_argument("--studies", type=int, metavar="N", help="parity studies to compare (default all)")
     parser.add_argument(
-        "--value-limit", type=float, metavar="X", help="largest difference of a number (default fp32 1e-3, int8 none)"
+        "--value-limit",
+        type=float,
+        metavar="X",
+        help="largest difference of a number (default fp32 1e-3, bf16 0.1, int8 none)",
     )
     parser.add_argument(
         "--label-agreement",
         type=float,
         metavar="X",
-        help="least share of study-observation pairs with the same label (default fp32 1, int8 0.98)",
+        help="least share of study-observation pairs with the same label (default fp32 1, bf16 0.99, int8 0.98)",
     )
     return parser
 
@@ -79,12 +87,20 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
     from trrg_export.build import ExportOptions
     from trrg_export.parity import LIMITS
 
-    precision = "int8" if arguments.int8 else "fp32"
+    if arguments.int8 and arguments.bf16:
+        raise UsageError("--int8 and --bf16: choose one, a bundle has one precision")
+    precision = "int8" if arguments.int8 else "bf16" if arguments.bf16 else "fp32"
     limits = LIMITS[precision]
     if arguments.value_limit is not None:
         limits = dataclasses.replace(limits, value=arguments.value_limit)
     if arguments.label_agreement is not None:
         limits = dataclasses.replace(limits, label_agreement=arguments.label_agreement)
+    targets = tuple(dict.fromkeys(("ort", *arguments.target)))
     return ExportOptions(
-        precision, force=arguments.force, limits=limits, studies=arguments.studies, sign=arguments.sign
+        precision,
+        targets=targets,
+        force=arguments.force,
+        limits=limits,
+        studies=arguments.studies,
+        sign=arguments.sign,
     )

@@ -38,6 +38,8 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     for option in (
         "--out",
         "--int8",
+        "--bf16",
+        "--target",
         "--force",
         "--sign",
         "--studies",

@@ -7,29 +7,39 @@ from concurrent.futures import ThreadPoolExecutor
 
 from trrg_sdk.backends.base import Backend, Decoder, Graph
 from trrg_sdk.bundle import Bundle
+from trrg_sdk.errors import UsageError
 
-__all__ = ["Backend", "Decoder", "Graph", "open_backend", "open_decoder", "open_graphs"]
+__all__ = ["DEVICES", "Backend", "Decoder", "Graph", "open_backend", "open_decoder", "open_graphs"]
+
+DEVICES = ("cpu", "cuda", "openvino")
+"""What can be asked for by name, beside ``"auto"``."""
 
 
 def open_backend(*, device: str = "auto", threads: int | None = None) -> Backend:
     """Open the runtime on a device.
 
     Args:
-        device: ``"auto"`` takes the best one that works (``backend.device`` says which), ``"cpu"`` or ``"cuda"`` takes
-            exactly that one or fails.
+        device: ``"auto"`` takes ONNX Runtime on the best device that works (``backend.device`` says which); one of
+            ``DEVICES`` takes exactly that one or fails. OpenVINO is used only when it is named.
         threads: Processor threads that one graph may use; ``None`` takes the physical cores that this process may use.
 
     Raises:
         UsageError: The device or the number of threads makes no sense.
         DeviceError: The device does not work here, or no runtime is installed.
     """
+    if device not in ("auto", *DEVICES):
+        raise UsageError(f"device: expected auto, {', '.join(DEVICES[:-1])} or {DEVICES[-1]}, got {device!r}.")
+    if device == "openvino":
+        from trrg_sdk.backends import openvino
+
+        return openvino.open_backend(device=device, threads=threads)
     from trrg_sdk.backends import onnxruntime
 
     return onnxruntime.open_backend(device=device, threads=threads)
 
 
 def open_graphs(backend: Backend, bundle: Bundle, names: Sequence[str]) -> dict[str, Graph]:
-    """Open graphs of a bundle side by side and compare each with the manifest.
+    """Open graphs of a bundle side by side, in the form that the backend's target has, and compare with the manifest.
 
     Args:
         backend: Where they will run.
@@ -45,8 +55,9 @@ def open_graphs(backend: Backend, bundle: Bundle, names: Sequence[str]) -> dict[
     """
 
     def opened(name: str) -> Graph:
-        graph = backend.graph(bundle.path(name))
-        bundle.check_graph_specs(name, graph.inputs, graph.outputs)
+        spec = bundle.manifest.graph(name, target=backend.target)
+        graph = backend.graph(bundle.folder / spec.file, spec=spec)
+        bundle.check_graph_specs(name, graph.inputs, graph.outputs, target=backend.target)
         return graph
 
     with ThreadPoolExecutor(max(1, len(names))) as pool:
@@ -64,6 +75,7 @@ def open_decoder(backend: Backend, bundle: Bundle) -> Decoder:
         BundleError: The file is no decoder, or it is not what the manifest says.
         DeviceError: The device refuses it.
     """
-    decoder = backend.decoder(bundle.path("decoder"), bundle.manifest.decoder)
-    bundle.check_graph_specs("decoder", decoder.inputs, decoder.outputs)
+    spec = bundle.manifest.graph("decoder", target=backend.target)
+    decoder = backend.decoder(bundle.folder / spec.file, bundle.manifest.decoder)
+    bundle.check_graph_specs("decoder", decoder.inputs, decoder.outputs, target=backend.target)
     return decoder

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trrg_sdk.errors import UsageError
-from trrg_sdk.manifest import DecoderSpec, TensorSpec
+from trrg_sdk.manifest import DecoderSpec, GraphSpec, TensorSpec
 
 
 class Graph(Protocol):
@@ -109,14 +109,21 @@ class Backend(Protocol):
 
     @property
     def device(self) -> str:
-        """The device that is really used: ``"cpu"`` or ``"cuda"``."""
+        """The device that is really used: ``"cpu"``, ``"cuda"`` or ``"openvino"``."""
         ...
 
-    def graph(self, path: Path) -> Graph:
+    @property
+    def target(self) -> str:
+        """The target of a manifest whose graphs it runs, such as ``"ort-cpu"``."""
+        ...
+
+    def graph(self, path: Path, *, spec: GraphSpec | None = None) -> Graph:
         """Open a graph.
 
         Args:
             path: Its file.
+            spec: What the manifest says about it, for what a runtime cannot read from the file: OpenVINO takes its
+                precision and the names of free axes from it.
 
         Raises:
             BundleError: The file is no graph that this backend can run.

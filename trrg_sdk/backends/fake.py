@@ -51,6 +51,7 @@ class FakeBackend:
     Attributes:
         name: ``"fake"``.
         device: ``"cpu"``.
+        target: ``"fake-cpu"``, which no manifest has.
     """
 
     def __init__(self, *, script: Sequence[int] = ()) -> None:
@@ -61,10 +62,15 @@ class FakeBackend:
         """
         self.name = NAME
         self.device = "cpu"
+        self.target = "fake-cpu"
         self._script = tuple(script)
 
-    def graph(self, path: Path) -> FakeGraph:
+    def graph(self, path: Path, *, spec: GraphSpec | None = None) -> FakeGraph:
         """Open the fake of the graph that the manifest keeps in this file.
+
+        Args:
+            path: The graph's file; it is not read.
+            spec: Has no say.
 
         Raises:
             BundleError: No manifest lies above the file, or it knows no such graph.

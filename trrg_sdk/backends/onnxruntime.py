@@ -18,7 +18,7 @@ from trrg_sdk.backends.base import check_threads
 from trrg_sdk.backends.ort_decoder import OrtDecoder
 from trrg_sdk.backends.ort_session import PROVIDERS, OrtGraph, open_session
 from trrg_sdk.errors import DeviceError, TrrgError, UsageError
-from trrg_sdk.manifest import DecoderSpec
+from trrg_sdk.manifest import DecoderSpec, GraphSpec
 
 NAME = "onnxruntime"
 
@@ -129,6 +129,7 @@ class OrtBackend:
     Attributes:
         name: ``"onnxruntime"``.
         device: ``"cpu"`` or ``"cuda"``.
+        target: ``"ort-cpu"`` or ``"ort-cuda"``.
         threads: Threads that one graph may use.
     """
 
@@ -136,13 +137,15 @@ class OrtBackend:
         """Keep a device that is known to work; :func:`open_backend` finds out."""
         self.name = NAME
         self.device = device
+        self.target = f"ort-{device}"
         self.threads = threads
 
-    def graph(self, path: Path) -> OrtGraph:
+    def graph(self, path: Path, *, spec: GraphSpec | None = None) -> OrtGraph:
         """Open a graph.
 
         Args:
             path: The ``.onnx`` file; external data lies beside it.
+            spec: Has no say: ONNX Runtime computes what the file says, and compares the shapes itself.
 
         Raises:
             BundleError: The file is no ONNX graph that this version runs.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import ModuleType
 
-from trrg_export.targets import ort
+from trrg_export.targets import openvino, ort
 
-TARGETS: Mapping[str, ModuleType] = {module.NAME: module for module in (ort,)}
+TARGETS: Mapping[str, ModuleType] = {module.NAME: module for module in (ort, openvino)}
 """By the name that ``--target`` takes."""

@@ -1,19 +1,22 @@
 """What every target module works on, and what it has.
 
 The names of a target module are ``NAME`` (of the option ``--target``), ``TARGET`` (of the manifest),
-``unavailable_reason() -> str | None`` and ``add(site: Site) -> TargetSpec``: it writes what the target needs beside the
-bundle's own graphs, tries it as far as this machine can, and raises :class:`~trrg_export.parity.ParityError` where it
-does not do what PyTorch does.
+``unavailable_reason() -> str | None`` and ``add(site: ProvenSite) -> TargetSpec``: it writes what the target needs
+beside the bundle's own graphs, tries it as far as this machine can, and raises
+:class:`~trrg_export.parity.ParityError` where it does not do what PyTorch does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from trrg_export.parity import ParityLimits
 from trrg_export.reference import Feeds, Reference
 from trrg_export.to_onnx import GraphPlan
+from trrg_sdk.bundle import Bundle
 from trrg_train.models.checkpoint import Checkpoint
 
 
@@ -37,3 +40,18 @@ class Site:
     reference: Reference
     feeds: Mapping[str, Feeds]
     precision: str
+
+
+@dataclass(frozen=True)
+class ProvenSite(Site):
+    """A site whose own graphs were compared with PyTorch on ONNX Runtime: what targets are given.
+
+    Attributes:
+        bundle: The folder with the manifest so far.
+        limits: Of the precision that was asked for.
+        tables: Parity tables for the manifest; a target that compares graphs itself adds its own.
+    """
+
+    bundle: Bundle
+    limits: ParityLimits
+    tables: dict[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -1,0 +1,153 @@
+"""A bundle proven on OpenVINO too, and what stands in its way."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime_genai")
+openvino = pytest.importorskip("openvino")
+
+from trrg_export import cli
+from trrg_export.targets import TARGETS
+from trrg_sdk import Reporter
+from trrg_sdk.backends import openvino as backend
+from trrg_sdk.bundle import Bundle
+
+pytestmark = pytest.mark.torch
+
+Traced = Callable[[Callable[[str, Any], None]], None]
+HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@pytest.fixture
+def export(tiny_checkpoint: Path, tmp_path: Path, traced: Traced) -> Callable[..., int]:
+    def run(*options: str) -> int:
+        return cli.main([str(tiny_checkpoint), "--out", str(tmp_path / "bundle"), *options])
+
+    return run
+
+
+def test_the_command_knows_every_target() -> None:
+    assert TARGETS.keys() == set(cli._TARGETS)
+    assert all(name == module.NAME for name, module in TARGETS.items())
+
+
+def test_a_bundle_says_that_openvino_was_tried(export: Callable[..., int], tmp_path: Path) -> None:
+    assert export("--target", "openvino") == 0
+    manifest = Bundle.load(tmp_path / "bundle").manifest
+    assert manifest.targets.keys() == {"ort-cpu", "openvino-cpu"}
+    target = manifest.targets["openvino-cpu"]
+    assert (target.runtime, target.graphs, target.engines) == ("openvino", {}, ())
+    assert target.version.startswith("20")
+    table = manifest.parity["fp32 on openvino-cpu"]
+    assert table["studies"] == table["greedy_identical"] == 6
+    assert table["clue_flips"] == 0
+    assert table["graphs"].keys() == manifest.graphs.keys()  # type: ignore[attr-defined]
+    assert "Precision fp32 on openvino-cpu" in (tmp_path / "bundle" / "model_card.md").read_text()
+
+
+def test_int8_files_are_proven_in_fp32_arithmetic(export: Callable[..., int], tmp_path: Path) -> None:
+    assert export("--int8", "--target", "openvino") == 0
+    manifest = Bundle.load(tmp_path / "bundle").manifest
+    assert manifest.targets["openvino-cpu"].graphs == {}
+    ours, theirs = (manifest.parity[name]["graphs"] for name in ("int8 on openvino-cpu", "int8"))
+    for name, output in (("vision", "patches"), ("clue_encoder", "clue_joint"), ("fusion", "clue_logits")):
+        figures = [table[name][output]["max_abs"] for table in (ours, theirs)]  # type: ignore[index]
+        assert figures[0] == pytest.approx(figures[1], rel=0.02), "activations were quantized as well"
+
+
+def test_what_only_openvino_does_differently_gives_exit_6_and_no_bundle(
+    export: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = backend.OpenVinoGraph.run
+
+    def wrong(graph: Any, inputs: Any) -> dict[str, np.ndarray]:
+        return {name: -value for name, value in run(graph, inputs).items()}
+
+    monkeypatch.setattr(backend.OpenVinoGraph, "run", wrong)
+    assert export("--target", "openvino") == 6
+    error = capsys.readouterr().err
+    for said in ("on openvino-cpu: vision.patches: differs", "fusion.clue_heat", "greedy tokens differ"):
+        assert said in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_openvino_cannot_read_gives_exit_6(
+    export: Callable[..., int], traced: Traced, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def exotic(graph: str, model: Any) -> None:
+        """An operator that gives back what it takes, and that ONNX Runtime alone has."""
+        if graph == "vision":
+            for node in model.graph.node:
+                for index, name in enumerate(node.output):
+                    if name == "patches":
+                        node.output[index] = "before"
+            node = onnx.helper.make_node("SampleOp", ["before"], ["patches"], domain="com.microsoft")
+            model.graph.node.append(node)
+            model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+
+    traced(exotic)
+    assert export("--target", "openvino") == 6
+    assert "on openvino-cpu: vision.onnx: expected an ONNX graph that OpenVINO" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_openvino_it_is_one_sentence_and_exit_5(
+    export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert export("--target", "openvino") == 5
+    error = capsys.readouterr().err
+    assert "target openvino: " in error
+    assert "pip install 'trrg-sdk[cpu,openvino]'" in error
+    assert len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [(["--bf16"], "--target openvino"), (["--bf16", "--int8", "--target", "openvino"], "choose")]
+)
+def test_bf16_needs_openvino_alone(
+    export: Callable[..., int], options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(*options) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.skipif(HAS_BF16, reason="this processor has bf16")
+def test_bf16_without_a_processor_for_it_is_refused(
+    export: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export("--bf16", "--target", "openvino") == 5
+    assert "expected OpenVINO to compute in bf16, got f32" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_bf16_is_fp32_files_and_a_target_that_says_bf16(
+    export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the processor has no bf16, OpenVINO's fp32 stands in for it: what is written does not depend on it."""
+    if not HAS_BF16:
+        monkeypatch.setattr(backend, "_check_precision", lambda *_: None)
+    assert export("--bf16", "--target", "openvino") == 0
+    manifest = Bundle.load(tmp_path / "bundle").manifest
+    assert {graph.precision for graph in manifest.graphs.values()} == {"fp32"}
+    assert manifest.parity.keys() == {"fp32", "bf16 on openvino-cpu"}
+    own = manifest.targets["openvino-cpu"].graphs
+    assert own.keys() == {"vision", "clue_encoder", "fusion"}
+    assert {graph.precision for graph in own.values()} == {"bf16"}
+    assert [own[name].file for name in own] == [manifest.graphs[name].file for name in own]
+    reporter = Reporter(tmp_path / "bundle", device="openvino")
+    expected = "vision bf16, clue_encoder bf16, fusion bf16, decoder fp32"
+    assert reporter._provenance().precision == expected
+    assert Reporter(tmp_path / "bundle", device="cpu")._provenance().precision == "fp32"
