@@ -182,7 +182,10 @@ class DecodingSpec:
 
 @dataclass(frozen=True, slots=True)
 class DecoderSpec:
-    """Sizes of the decoder's key and value buffers: (batch, kv_heads, max_length, head_size) float32, two a layer."""
+    """Sizes of the decoder's key and value buffers, two a layer: (batch, kv_heads, max_length, head_size).
+
+    Their dtype is that of the graph.
+    """
 
     layers: int
     kv_heads: int

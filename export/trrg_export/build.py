@@ -7,19 +7,22 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 
 from trrg_export import describe
-from trrg_export.decoder import build_decoder, check_family
+from trrg_export.decoder import build_decoder, check_family, decoder_spec
 from trrg_export.disk import room_for
 from trrg_export.model_card import model_card
-from trrg_export.parity import LIMITS, ParityError, ParityLimits, compare
+from trrg_export.parity import LIMITS, Exported, ParityError, ParityLimits, compare
+from trrg_export.precision.half import HalfGraph, half_table, to_half
+from trrg_export.precision.half_decoder import overflow_failures
 from trrg_export.precision.int8 import quantize_weights
 from trrg_export.reference import run_pytorch
 from trrg_export.sbom import SBOM_FILE, sbom
@@ -44,7 +47,7 @@ class ExportOptions:
     """What to build.
 
     Attributes:
-        precision: ``"fp32"``, ``"int8"``, or ``"bf16"``: fp32 graphs that OpenVINO computes in bf16.
+        precision: A key of ``LIMITS``; ``"bf16"`` are fp32 graphs that OpenVINO computes in bf16.
         targets: Names of ``TARGETS``; the first one is ``"ort"``, which every bundle has.
         force: Replace a bundle that is already there.
         limits: Of parity; None takes the precision's own.
@@ -109,28 +112,62 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
             joint_dim=loaded.config.joint_dim,
         )
         site = Site(folder, loaded, planned, reference, reference.feeds(), options.precision)
-        write_graphs(site)
+        halves = write_graphs(site, limit=(options.limits or LIMITS[options.precision]).value)
         write_arrays(loaded, folder)
-        manifest = _proven(site, options)
+        manifest = _proven(site, options, halves)
         if key:
             sign_bundle(folder, key)
         _put_in_place(folder, out)
     return manifest
 
 
-def write_graphs(site: Site) -> None:
-    """Export the four graphs and write them to ``graphs/``."""
+def write_graphs(site: Site, *, limit: float | None) -> dict[str, HalfGraph]:
+    """Export the four graphs and write them to ``graphs/``.
+
+    Args:
+        site: The bundle under construction.
+        limit: How far the outputs of an fp16 graph may drift; None for no limit.
+
+    Returns:
+        What was measured of the graphs that are in fp16.
+
+    Raises:
+        ParityError: A graph has no fp16 form within the limit.
+    """
     (site.folder / "graphs").mkdir()
+    halves, failures = {}, list[str]()
     for plan in site.planned:
         _LOG.info("exporting %s", plan.name)
         graph = export_graph(plan)
-        if site.precision == "int8":
+        if site.precision == "fp16":
+            try:
+                halves[plan.name] = to_half(graph, site.feeds[plan.name], label=plan.name, limit=limit)
+            except ParityError as error:
+                failures += error.failures
+                continue
+            graph = halves[plan.name].model
+        elif site.precision == "int8":
             quantize_weights(graph)
         save(graph, site.folder / describe.graph_file(plan.name))
     _LOG.info("building decoder")
     stored = stored_precision(site.precision)
     decoder = build_decoder(site.checkpoint.trrg().llm, site.checkpoint.tokenizer, precision=stored)
+    if stored == "fp16":
+        failures += _decoder_failures(decoder, site)
+    if failures:
+        raise ParityError(failures)
     save(decoder, site.folder / describe.graph_file("decoder"))
+    return halves
+
+
+def _decoder_failures(decoder: onnx.ModelProto, site: Site) -> list[str]:
+    """Let the decoder read the prompts and reports of the parity studies."""
+    llm, reference = site.checkpoint.trrg().llm, site.reference
+    table = llm.get_input_embeddings().weight.detach().float().numpy()
+    sequences = [np.concatenate([p, table[list(ids)]]) for p, ids in zip(reference.prompts, reference.ids, strict=True)]
+    longest = site.checkpoint.meta.max_new_tokens
+    spec = decoder_spec(llm, prompt=reference.prompts.shape[1], max_new_tokens=longest)
+    return overflow_failures(decoder, sequences, spec)
 
 
 def write_arrays(checkpoint: Checkpoint, folder: Path) -> None:
@@ -151,7 +188,7 @@ def write_arrays(checkpoint: Checkpoint, folder: Path) -> None:
     np.savez(folder / describe.CLUE_BANK, positive=bank[0].numpy(), negative=bank[1].numpy())
 
 
-def _proven(site: Site, options: ExportOptions) -> Manifest:
+def _proven(site: Site, options: ExportOptions, halves: Mapping[str, HalfGraph]) -> Manifest:
     """Compare with PyTorch, add the targets, then write summary, card, SBOM and, last, the manifest."""
     folder, checkpoint, stored = site.folder, site.checkpoint, stored_precision(options.precision)
     draft = describe.draft_manifest(checkpoint, folder, precision=stored)
@@ -159,7 +196,8 @@ def _proven(site: Site, options: ExportOptions) -> Manifest:
     limits = options.limits or LIMITS[options.precision]
     _LOG.info("comparing with PyTorch on %d studies", len(site.reference.ids))
     own_limits = limits if stored == options.precision else LIMITS[stored]
-    report = compare(bundle, site.planned, site.reference, precision=stored, limits=own_limits)
+    worst = {name: half.worst for name, half in halves.items()}
+    report = compare(Exported(bundle, stored, worst_layers=worst), site.planned, site.reference, limits=own_limits)
     if report.failures:
         raise ParityError(report.failures)
     proven = ProvenSite(**vars(site), bundle=bundle, limits=limits, tables={stored: report.table})
@@ -167,7 +205,7 @@ def _proven(site: Site, options: ExportOptions) -> Manifest:
     _write_summary(site)
     complete = dataclasses.replace(
         draft,
-        parity=proven.tables,
+        parity={**proven.tables, stored: {**report.table, **half_table(halves)}},
         targets=targets,
         bundle_id=describe.bundle_id(checkpoint.config.name, folder),
     )

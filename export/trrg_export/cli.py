@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trrg_sdk.errors import TrrgError, UsageError
+from trrg_sdk.errors import TrrgError
 
 if TYPE_CHECKING:
     from trrg_export.build import ExportOptions
@@ -22,6 +22,11 @@ _NEEDED = (
 )
 _TARGETS = ("ort", "openvino")  # the keys of trrg_export.targets.TARGETS, which needs PyTorch to be imported
 _USAGE = 2
+_PRECISIONS = {
+    "fp16": "half the size; layers that measurements say cannot stand it stay in fp32 (default fp32)",
+    "int8": "8-bit weights: a quarter of the size",
+    "bf16": "fp32 files, computed in bf16 by --target openvino",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,8 +38,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("checkpoint", type=Path, help="folder that `trrg-train stage2` wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder to make")
-    parser.add_argument("--int8", action="store_true", help="8-bit weights: a quarter of the size (default fp32)")
-    parser.add_argument("--bf16", action="store_true", help="fp32 files, computed in bf16 by --target openvino")
+    precision = parser.add_mutually_exclusive_group()
+    for name, what in _PRECISIONS.items():
+        precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=what)
+    parser.set_defaults(precision="fp32")
     parser.add_argument(
         "--target", action="append", default=[], choices=_TARGETS, help="also prove it on this runtime (repeatable)"
     )
@@ -45,13 +52,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--value-limit",
         type=float,
         metavar="X",
-        help="largest difference of a number (default fp32 1e-3, bf16 0.1, int8 none)",
+        help="largest difference of a number (default fp32 1e-3, fp16 1e-2, bf16 0.1, others none)",
     )
     parser.add_argument(
         "--label-agreement",
         type=float,
         metavar="X",
-        help="least share of study-observation pairs with the same label (default fp32 1, bf16 0.99, int8 0.98)",
+        help="least share of study-observation pairs with the same label (default fp32 1, others 0.99)",
     )
     return parser
 
@@ -87,17 +94,14 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
     from trrg_export.build import ExportOptions
     from trrg_export.parity import LIMITS
 
-    if arguments.int8 and arguments.bf16:
-        raise UsageError("--int8 and --bf16: choose one, a bundle has one precision")
-    precision = "int8" if arguments.int8 else "bf16" if arguments.bf16 else "fp32"
-    limits = LIMITS[precision]
+    limits = LIMITS[arguments.precision]
     if arguments.value_limit is not None:
         limits = dataclasses.replace(limits, value=arguments.value_limit)
     if arguments.label_agreement is not None:
         limits = dataclasses.replace(limits, label_agreement=arguments.label_agreement)
     targets = tuple(dict.fromkeys(("ort", *arguments.target)))
     return ExportOptions(
-        precision,
+        arguments.precision,
         targets=targets,
         force=arguments.force,
         limits=limits,

@@ -31,7 +31,8 @@ def build_decoder(llm: Any, tokenizer: Tokenizer, *, precision: str) -> onnx.Mod
     Args:
         llm: A causal model of the Llama family; adapters are merged.
         tokenizer: Of the model; the builder reads it.
-        precision: ``"fp32"`` or ``"int8"`` (weights in blocks of 32, activations quantized on the fly).
+        precision: ``"fp32"``, ``"fp16"`` (inputs, keys, values and logits too) or ``"int8"`` (weights in blocks of 32,
+            activations quantized on the fly).
 
     Returns:
         The model with all weights inside.
@@ -102,7 +103,9 @@ def _run_builder(source: Path, target: Path, cache: Path, precision: str) -> Non
     from onnxruntime_genai.models import builder
 
     options = ["exclude_embeds=true", "hf_token=false", "filename=decoder.onnx"]
-    where = ("", str(source), str(target), precision, "cpu", str(cache))
+    # The builder's fp16 graph for "cpu" fails with a past; its graph for "cuda" runs on both.
+    provider = "cuda" if precision == "fp16" else "cpu"
+    where = ("", str(source), str(target), precision, provider, str(cache))
     # parse_extra_options also loads the configuration, without which create_model refuses to start (0.18).
     extra = builder.parse_extra_options(*where, options)
     builder.create_model(*where, **extra)

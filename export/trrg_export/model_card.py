@@ -148,7 +148,10 @@ def _parity(parity: Mapping[str, Mapping[str, Any]]) -> str:
             for output, gap in outputs.items()
         ]
         header = ("output", "largest difference", "mean difference", "largest, relative")
+        kept = summary.pop("fp32_layers", {})
         text += f"Precision {precision}, PyTorch in fp32.\n\n{_figures(summary)}\n{table(header, rows)}"
+        lines = [f"- {graph}: {line}\n" for graph, lines in kept.items() for line in lines]
+        text += "".join(["\n", *lines] if lines else [])
     return text
 
 

@@ -37,6 +37,7 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for option in (
         "--out",
+        "--fp16",
         "--int8",
         "--bf16",
         "--target",
@@ -48,6 +49,13 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         "exit codes",
     ):
         assert option in text
+
+
+def test_two_precisions_at_once_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        build_parser().parse_args(["checkpoint", "--out", "bundle", "--fp16", "--int8"])
+    assert caught.value.code == 2
+    assert "not allowed with" in capsys.readouterr().err
 
 
 @pytest.mark.torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 
-from trrg_export.parity import ParityError, compare
+from trrg_export.parity import Exported, ParityError, compare
 from trrg_export.targets.base import ProvenSite
 from trrg_sdk.backends import openvino as backend
 from trrg_sdk.errors import BundleError
@@ -31,15 +31,10 @@ def add(site: ProvenSite) -> TargetSpec:
     """
     spec = _spec(site)
     draft = dataclasses.replace(site.bundle.manifest, targets={TARGET: spec})
+    opened = backend.open_backend(device=NAME)
+    exported = Exported(dataclasses.replace(site.bundle, manifest=draft), site.precision, opened)
     try:
-        report = compare(
-            dataclasses.replace(site.bundle, manifest=draft),
-            site.planned,
-            site.reference,
-            precision=site.precision,
-            limits=site.limits,
-            opened=backend.open_backend(device=NAME),
-        )
+        report = compare(exported, site.planned, site.reference, limits=site.limits)
     except BundleError as error:
         raise ParityError([f"on {TARGET}: {error}"]) from error
     if report.failures:

@@ -1,0 +1,58 @@
+"""A decoder in fp16 that would overflow on a GPU, found where ONNX Runtime's CPU computes on with wider numbers.
+
+The builder of onnxruntime-genai makes the graph, with the norms' sums inside one operator, so there is nothing to keep
+in fp32: a layer that overflows is named, and the model needs another precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from trrg_export.precision.half import SAFE
+from trrg_sdk.backends.ort_session import open_session
+from trrg_sdk.manifest import DecoderSpec
+
+
+def overflow_failures(
+    decoder: onnx.ModelProto, sequences: Iterable[NDArray[np.floating]], spec: DecoderSpec
+) -> list[str]:
+    """Read whole reports and look at every number on the way.
+
+    Args:
+        decoder: In fp16, as :func:`trrg_export.decoder.build_decoder` makes it.
+        sequences: Embeddings (S, Dl) of prompt and report, one for each study.
+        spec: The sizes of keys and values.
+
+    Returns:
+        Nothing, or one line that names the first layer whose numbers come near the end of fp16.
+    """
+    watched = onnx.ModelProto()
+    watched.CopyFrom(decoder)
+    declared = {output.name for output in decoder.graph.output}
+    makers = {name: node for node in decoder.graph.node for name in node.output if name}
+    watched.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in makers if name not in declared)
+    session = open_session(watched.SerializeToString(), "decoder", "cpu", 0)
+    half = {output.name for output in session.get_outputs() if output.type == "tensor(float16)"}
+    names = [name for name in makers if name in half]  # in the graph's order
+    peaks = np.zeros(len(names))
+    for embeds in sequences:
+        values = session.run(names, _feed(embeds, spec))
+        peaks = np.maximum(peaks, [np.abs(value.astype(np.float64)).max() for value in values])  # NaN stays
+    for name, peak in zip(names, peaks, strict=True):
+        if not peak <= SAFE:
+            layer = f"{makers[name].name} ({makers[name].op_type})"
+            return [f"decoder: {layer} reaches {peak:.3g} in fp16, where {SAFE:g} is safe: export in fp32 or int8"]
+    return []
+
+
+def _feed(embeds: NDArray[np.floating], spec: DecoderSpec) -> dict[str, NDArray[Any]]:
+    empty = np.zeros((1, spec.kv_heads, 0, spec.head_size), np.float16)
+    past = {f"past_key_values.{layer}.{part}": empty for layer in range(spec.layers) for part in ("key", "value")}
+    mask = np.ones((1, len(embeds)), np.int64)
+    return {"inputs_embeds": embeds[None].astype(np.float16), "attention_mask": mask, **past}

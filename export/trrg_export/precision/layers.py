@@ -1,0 +1,228 @@
+"""What flows through the layers of a graph: how large numbers get, and where a second graph begins to differ.
+
+Used to decide which layers may compute in fp16. ONNX Runtime's CPU cannot show that by itself: it has few fp16 kernels,
+runs neighbours that lack one in fp32 without rounding between them, and so gives finite numbers for a graph that
+overflows on a GPU. :func:`rounded` makes it visible: the same graph in fp32 with every fp16 tensor rounded to fp16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, inliner, numpy_helper, shape_inference
+
+from trrg_sdk.backends.ort_session import open_session
+
+Array = NDArray[Any]
+Feed = Mapping[str, Array]
+_ROUNDED = "~unrounded"
+KEPT_OUTPUT = "_cast_to_fp16"
+"""What the converter appends to the name of a tensor that a layer kept in fp32 writes."""
+
+
+class Peaks(NamedTuple):
+    """Largest finite magnitudes.
+
+    Attributes:
+        tensors: Of each float tensor that is an input or flows between layers.
+        inside: Of each node that stands for several operations, the largest number among them.
+    """
+
+    tensors: dict[str, float]
+    inside: dict[str, float]
+
+
+class Errors(NamedTuple):
+    """How far a graph in fp16 is from its fp32 original.
+
+    Attributes:
+        outputs: Output → largest difference, divided by the largest number where that is above 1; infinite when a
+            number is lost.
+        tensors: Tensor → largest difference divided by the largest number, over all feeds.
+    """
+
+    outputs: dict[str, float]
+    tensors: dict[str, float]
+
+
+def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Infer the element type of every tensor, weights included.
+
+    Args:
+        model: Any graph of standard operators.
+
+    Returns:
+        Name → a ``TensorProto`` data type.
+    """
+    graph = shape_inference.infer_shapes(model).graph
+    infos = (*graph.value_info, *graph.input, *graph.output)
+    types = {info.name: info.type.tensor_type.elem_type for info in infos}
+    return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
+
+
+def peaks(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Peaks:
+    """Run a graph and note how large its numbers get.
+
+    Args:
+        model: fp32; every node has a name.
+        feeds: Inputs of one run each.
+
+    Returns:
+        The largest over all runs.
+    """
+    watch = _Watch(model)
+    found = Peaks({}, {})
+    bodies: dict[str, _Watch] = {}
+    weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    for feed in feeds:
+        values = {**feed, **watch.run(feed)}
+        known = {**weights, **values}
+        for name, value in values.items():
+            _raise_to(found.tensors, name, magnitude(value))
+        for node in filter(_has_body, model.graph.node):
+            inputs = {name: known[name] for name in node.input if name in known}
+            if len(inputs) < sum(map(bool, node.input)):  # one is no float tensor, so nobody watches it
+                continue
+            if node.name not in bodies:
+                bodies[node.name] = _Watch(_body(node, inputs, model))
+            inner = bodies[node.name].run(inputs)
+            _raise_to(found.inside, node.name, max(map(magnitude, inner.values()), default=0.0))
+    return found
+
+
+def errors(model: onnx.ModelProto, half: onnx.ModelProto, feeds: Sequence[Feed]) -> Errors:
+    """Compare a graph in fp16 with its original, as a GPU without wider registers would run it.
+
+    Args:
+        model: fp32.
+        half: What the converter made of it.
+        feeds: Inputs of one run each.
+
+    Returns:
+        The largest over all runs.
+    """
+    original, changed = _Watch(model), _Watch(rounded(half))
+    outputs = [output.name for output in model.graph.output]
+    found = Errors(dict.fromkeys(outputs, 0.0), {})
+    for feed in feeds:
+        wanted, got = original.run(feed), changed.run(feed)
+        for name, value in wanted.items():
+            other = got.get(f"{name}{KEPT_OUTPUT}", got.get(name))
+            if other is None:
+                continue
+            peak = magnitude(value)
+            gap = _gap(value, other)
+            _raise_to(found.tensors, name, gap / peak if peak else gap)
+            if name in found.outputs:
+                _raise_to(found.outputs, name, gap / max(1.0, peak))
+    return found
+
+
+def rounded(half: onnx.ModelProto) -> onnx.ModelProto:
+    """Write an fp16 graph in fp32, with every tensor that is fp16 in it rounded to fp16 where it is made.
+
+    Args:
+        half: Its inputs and outputs may be fp32.
+
+    Returns:
+        A new model with the same names, which computes in fp32 everywhere.
+    """
+    types = tensor_types(half)
+    result = onnx.ModelProto()
+    result.CopyFrom(half)
+    del result.graph.node[:], result.graph.value_info[:]
+    for tensor in result.graph.initializer:
+        _widen(tensor)
+    for node in half.graph.node:
+        result.graph.node.extend(_rounding(node, types))
+    return result
+
+
+def magnitude(value: Array) -> float:
+    """Return the largest finite magnitude, 0 for an empty tensor.
+
+    Args:
+        value: Floating, any shape.
+    """
+    finite = np.abs(value[np.isfinite(value)])
+    return float(finite.max()) if finite.size else 0.0
+
+
+class _Watch:
+    """A session that gives every float tensor which a node writes."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        types = tensor_types(model)
+        written = [name for node in model.graph.node for name in node.output if types.get(name) == TensorProto.FLOAT]
+        declared = {output.name for output in model.graph.output}
+        watched = onnx.ModelProto()
+        watched.CopyFrom(model)
+        extra = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in written if n not in declared]
+        watched.graph.output.extend(extra)
+        self._names = written
+        self._session = open_session(watched.SerializeToString(), watched.graph.name, "cpu", 0)
+
+    def run(self, feed: Feed) -> dict[str, Array]:
+        values = self._session.run(self._names, dict(feed)) if self._names else []
+        return dict(zip(self._names, values, strict=True))
+
+
+def _has_body(node: onnx.NodeProto) -> bool:
+    """True where the standard defines the operator by simpler ones, as it does for norms."""
+    if node.domain or not onnx.defs.has(node.op_type):
+        return False
+    schema: Any = onnx.defs.get_schema(node.op_type)  # onnx's stubs do not know the two properties
+    return bool(schema.has_function or schema.has_context_dependent_function)
+
+
+def _body(node: onnx.NodeProto, inputs: Feed, model: onnx.ModelProto) -> onnx.ModelProto:
+    """The operations that a node stands for, as a graph of their own."""
+    free = {name: [None] * value.ndim for name, value in inputs.items()}
+    declared = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), free[name])
+        for name, value in inputs.items()
+    ]
+    outputs = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
+    graph = helper.make_graph([node], node.name, declared, outputs)
+    alone = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    typed = shape_inference.infer_shapes(alone, check_type=True, strict_mode=True)
+    return inliner.inline_selected_functions(typed, [(node.domain, node.op_type)], inline_schema_functions=True)
+
+
+def _rounding(node: onnx.NodeProto, types: Mapping[str, int]) -> Iterator[onnx.NodeProto]:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    for attribute in copy.attribute:
+        if attribute.HasField("t"):
+            _widen(attribute.t)
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
+            attribute.i = TensorProto.FLOAT
+    made = [index for index, name in enumerate(node.output) if types.get(name) == TensorProto.FLOAT16]
+    for index in made:
+        copy.output[index] += _ROUNDED
+    yield copy
+    for index in made:
+        name = node.output[index]
+        yield helper.make_node("Cast", [name + _ROUNDED], [f"{name}~half"], to=TensorProto.FLOAT16, name=f"{name}~1")
+        yield helper.make_node("Cast", [f"{name}~half"], [name], to=TensorProto.FLOAT, name=f"{name}~2")
+
+
+def _widen(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type == TensorProto.FLOAT16:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+
+
+def _gap(wanted: Array, got: Array) -> float:
+    """The largest difference where the original is finite; infinite where a number was lost."""
+    finite = np.isfinite(wanted)
+    if not np.isfinite(got[finite]).all():
+        return float("inf")
+    return magnitude(got[finite] - wanted[finite])
+
+
+def _raise_to(largest: dict[str, float], name: str, value: float) -> None:
+    largest[name] = max(largest.get(name, 0.0), value)
