@@ -27,6 +27,7 @@ MAX_BARE_MEGABYTES = 250
 # Distributions whose import name differs, or which are used through another one.
 IMPORT_NAMES = {
     "cyclonedx-python-lib": "cyclonedx",
+    "neural-compressor-pt": "neural_compressor",
     "packageurl-python": "packageurl",
     "pillow": "PIL",
     "onnxruntime-gpu": "onnxruntime",
@@ -81,7 +82,7 @@ def third_party_imports(package: str) -> Iterator[tuple[str, str]]:
     [
         ("trrg_sdk", ("", "cpu", "gpu", "openvino", "signature")),
         ("trrg_train", ("", "train", "cpu")),
-        ("trrg_export", ("", "cpu", "train", "signature", "export")),
+        ("trrg_export", ("", "cpu", "train", "signature", "export", "gptq")),
     ],
 )
 def test_what_code_imports_is_declared(package: str, extras: tuple[str, ...]) -> None:

@@ -17,12 +17,13 @@ import onnx
 import torch
 
 from trrg_export import describe
-from trrg_export.decoder import build_decoder, check_family, decoder_spec
+from trrg_export.decoder import check_family, decoder_spec, write_decoder
 from trrg_export.disk import room_for
 from trrg_export.model_card import model_card
 from trrg_export.parity import LIMITS, Exported, ParityError, ParityLimits, compare
 from trrg_export.precision.half import HalfGraph, half_table, to_half
 from trrg_export.precision.half_decoder import overflow_failures
+from trrg_export.precision.int4 import Int4
 from trrg_export.precision.int8 import quantize_weights
 from trrg_export.reference import run_pytorch
 from trrg_export.sbom import SBOM_FILE, sbom
@@ -53,6 +54,8 @@ class ExportOptions:
         limits: Of parity; None takes the precision's own.
         studies: How many of the checkpoint's parity studies to compare; None takes all.
         sign: Private key to sign with; None leaves the bundle unsigned.
+        block_size: Weights of the decoder that share a scale in int4, one of ``int4.BLOCK_SIZES``.
+        int4_algorithm: How the decoder's four bits are chosen, one of ``int4.ALGORITHMS``.
     """
 
     precision: str = "fp32"
@@ -61,6 +64,8 @@ class ExportOptions:
     limits: ParityLimits | None = None
     studies: int | None = None
     sign: Path | None = None
+    block_size: int = 32
+    int4_algorithm: str = "rtn"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
@@ -72,6 +77,15 @@ class ExportOptions:
             raise UsageError("bf16: only OpenVINO computes in it, so add the target: --bf16 --target openvino")
         if self.studies is not None and self.studies < 1:
             raise UsageError(f"studies: expected at least 1, got {self.studies}")
+        self.int4()
+
+    def int4(self) -> Int4:
+        """How four bits are chosen.
+
+        Raises:
+            UsageError: No quantizer does that here.
+        """
+        return Int4(self.block_size, self.int4_algorithm)
 
 
 def stored_precision(precision: str) -> str:
@@ -112,7 +126,7 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
             joint_dim=loaded.config.joint_dim,
         )
         site = Site(folder, loaded, planned, reference, reference.feeds(), options.precision)
-        halves = write_graphs(site, limit=(options.limits or LIMITS[options.precision]).value)
+        halves = write_graphs(site, options.int4(), limit=(options.limits or LIMITS[options.precision]).value)
         write_arrays(loaded, folder)
         manifest = _proven(site, options, halves)
         if key:
@@ -121,11 +135,12 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
     return manifest
 
 
-def write_graphs(site: Site, *, limit: float | None) -> dict[str, HalfGraph]:
+def write_graphs(site: Site, int4: Int4, *, limit: float | None) -> dict[str, HalfGraph]:
     """Export the four graphs and write them to ``graphs/``.
 
     Args:
         site: The bundle under construction.
+        int4: How the language model gets its four bits, where it does.
         limit: How far the outputs of an fp16 graph may drift; None for no limit.
 
     Returns:
@@ -146,17 +161,17 @@ def write_graphs(site: Site, *, limit: float | None) -> dict[str, HalfGraph]:
                 failures += error.failures
                 continue
             graph = halves[plan.name].model
-        elif site.precision == "int8":
+        elif site.precision in ("int8", "int4"):
             quantize_weights(graph)
         save(graph, site.folder / describe.graph_file(plan.name))
     _LOG.info("building decoder")
+    path = site.folder / describe.graph_file("decoder")
     stored = stored_precision(site.precision)
-    decoder = build_decoder(site.checkpoint.trrg().llm, site.checkpoint.tokenizer, precision=stored)
+    write_decoder(site.checkpoint, path, precision=stored, int4=int4, reference=site.reference)
     if stored == "fp16":
-        failures += _decoder_failures(decoder, site)
+        failures += _decoder_failures(onnx.load(str(path)), site)
     if failures:
         raise ParityError(failures)
-    save(decoder, site.folder / describe.graph_file("decoder"))
     return halves
 
 

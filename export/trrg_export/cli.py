@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trrg_sdk.errors import TrrgError
+from trrg_sdk.errors import TrrgError, UsageError
 
 if TYPE_CHECKING:
     from trrg_export.build import ExportOptions
@@ -25,6 +25,7 @@ _USAGE = 2
 _PRECISIONS = {
     "fp16": "half the size; layers that measurements say cannot stand it stay in fp32 (default fp32)",
     "int8": "8-bit weights: a quarter of the size",
+    "int4": "4-bit weights of the language model, 8-bit of the rest",
     "bf16": "fp32 files, computed in bf16 by --target openvino",
 }
 
@@ -42,6 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
     for name, what in _PRECISIONS.items():
         precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=what)
     parser.set_defaults(precision="fp32")
+    parser.add_argument("--block-size", type=int, metavar="N", help="--int4: weights that share a scale (default 32)")
+    parser.add_argument(
+        "--int4-algorithm", metavar="NAME", help="--int4: rtn (default), k-quant, hqq, or gptq, which is calibrated"
+    )
     parser.add_argument(
         "--target", action="append", default=[], choices=_TARGETS, help="also prove it on this runtime (repeatable)"
     )
@@ -99,6 +104,10 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         limits = dataclasses.replace(limits, value=arguments.value_limit)
     if arguments.label_agreement is not None:
         limits = dataclasses.replace(limits, label_agreement=arguments.label_agreement)
+    int4 = {"block_size": arguments.block_size, "int4_algorithm": arguments.int4_algorithm}
+    given = {name: value for name, value in int4.items() if value is not None}
+    if given and arguments.precision != "int4":
+        raise UsageError("--block-size and --int4-algorithm belong to --int4")
     targets = tuple(dict.fromkeys(("ort", *arguments.target)))
     return ExportOptions(
         arguments.precision,
@@ -107,4 +116,5 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         limits=limits,
         studies=arguments.studies,
         sign=arguments.sign,
+        **given,
     )

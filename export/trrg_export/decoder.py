@@ -1,11 +1,15 @@
 """The language model as ONNX Runtime's fastest graph: attention with its cache in one operator, embeddings outside.
 
 The builder of onnxruntime-genai writes it (GroupQueryAttention with the rotary embedding inside, MatMulNBits for
-int8). It wants a Hugging Face folder, prints, and writes more files than the bundle needs.
+int8). It wants a Hugging Face folder, prints, and writes more files than the bundle needs. It is given the model that
+is in memory; the graph it writes has its weights in a file of their own, which is read one tensor at a time for int4
+and moved into the bundle where it is too large for one file.
 """
 
 from __future__ import annotations
 
+import copy
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -14,34 +18,41 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 from tokenizers import Tokenizer
 
-from trrg_export.to_onnx import clean, quiet
+from trrg_export.precision.gptq import Calibration, embedded_reports
+from trrg_export.precision.int4 import Int4, quantize_decoder
+from trrg_export.reference import Reference
+from trrg_export.to_onnx import INLINE_LIMIT, clean, quiet, save
 from trrg_sdk.errors import UsageError
 from trrg_sdk.manifest import DecoderSpec
+from trrg_train.models.checkpoint import Checkpoint
 from trrg_train.models.llm import ADAPTED, merge_adapters
 
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS")
+_BUILT_AS = {"int4": "fp32"}  # the rest are names that the builder knows; int4 is made of its fp32 graph
 _SPARE_CLUES = 32  # positions in the cache for clues that a site adds
 
 
-def build_decoder(llm: Any, tokenizer: Tokenizer, *, precision: str) -> onnx.ModelProto:
-    """Build the decoder graph.
+def write_decoder(checkpoint: Checkpoint, path: Path, *, precision: str, int4: Int4, reference: Reference) -> None:
+    """Build the decoder graph and write it: one file below 2 GiB, else with ``<name>.data`` beside it.
 
     Args:
-        llm: A causal model of the Llama family; adapters are merged.
-        tokenizer: Of the model; the builder reads it.
-        precision: ``"fp32"``, ``"fp16"`` (inputs, keys, values and logits too) or ``"int8"`` (weights in blocks of 32,
-            activations quantized on the fly).
-
-    Returns:
-        The model with all weights inside.
+        checkpoint: Of stage 2, with a causal model of the Llama family; adapters are merged.
+        path: ``decoder.onnx`` in the bundle.
+        precision: ``"fp32"``, ``"fp16"`` (inputs, keys, values and logits too), ``"int8"`` (weights in blocks of 32,
+            activations quantized on the fly) or ``"int4"``.
+        int4: How four bits are chosen.
+        reference: What the checkpoint writes about the parity studies, to calibrate on.
     """
-    with tempfile.TemporaryDirectory(prefix="trrg-decoder-") as scratch, _offline(), quiet():
-        source, target = Path(scratch, "huggingface"), Path(scratch, "onnx")
-        _save_huggingface(merge_adapters(llm), tokenizer, source)
-        _run_builder(source, target, Path(scratch, "cache"), precision)
-        return clean(onnx.load(str(target / "decoder.onnx"), load_external_data=True))
+    llm = merge_adapters(checkpoint.trrg().llm)
+    with tempfile.TemporaryDirectory(prefix=".decoder-", dir=path.parent) as scratch, _offline(), quiet():
+        built = _build(llm, checkpoint.tokenizer, Path(scratch), _BUILT_AS.get(precision, precision))
+        if precision == "int4":
+            save(clean(quantize_decoder(built, int4, _calibration(llm, reference))), path)
+        else:
+            _move(built, path)
 
 
 def check_family(llm: Any) -> None:
@@ -76,7 +87,7 @@ def decoder_spec(llm: Any, *, prompt: int, max_new_tokens: int) -> DecoderSpec:
         UsageError: Prompt and report do not fit into the model's positions.
     """
     config = llm.config
-    heads, hidden = int(config.num_attention_heads), int(config.hidden_size)
+    heads, head_size = _cache_sizes(config)
     longest = int(config.max_position_embeddings)
     if prompt + max_new_tokens > longest:
         raise UsageError(
@@ -85,17 +96,52 @@ def decoder_spec(llm: Any, *, prompt: int, max_new_tokens: int) -> DecoderSpec:
         )
     return DecoderSpec(
         layers=int(config.num_hidden_layers),
-        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        head_size=int(getattr(config, "head_dim", None) or hidden // heads),
-        hidden_size=hidden,
+        kv_heads=heads,
+        head_size=head_size,
+        hidden_size=int(config.hidden_size),
         max_length=min(longest, prompt + max_new_tokens + _SPARE_CLUES),
     )
 
 
-def _save_huggingface(llm: Any, tokenizer: Tokenizer, folder: Path) -> None:
+def _cache_sizes(config: Any) -> tuple[int, int]:
+    """Heads of keys and values, and the size of a head."""
+    heads = int(config.num_attention_heads)
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return int(getattr(config, "num_key_value_heads", None) or heads), int(head_size)
+
+
+def _build(llm: Any, tokenizer: Tokenizer, scratch: Path, precision: str) -> Path:
+    """Run the builder: ``decoder.onnx`` with all weights in ``decoder.onnx.data``."""
+    source, target = scratch / "huggingface", scratch / "onnx"
+    _save_configuration(llm, tokenizer, source)
+    with _handed_over(llm), torch.no_grad():
+        _run_builder(source, target, scratch / "cache", precision)
+    gc.collect()  # the builder's packed copies of the attention weights lie in cycles
+    return target / "decoder.onnx"
+
+
+def _calibration(llm: Any, reference: Reference) -> Calibration:
+    heads, head_size = _cache_sizes(llm.config)
+    table = llm.get_input_embeddings().weight.detach().float().numpy()
+    return Calibration(embedded_reports(reference.prompts, reference.ids, table), (1, heads, 0, head_size))
+
+
+def _move(built: Path, path: Path) -> None:
+    """Put the builder's graph into the bundle without reading weights that stay external."""
+    data = built.with_name(f"{built.name}.data")
+    inline = data.stat().st_size < INLINE_LIMIT
+    model = clean(onnx.load(str(built), load_external_data=inline))
+    if not inline:
+        data.rename(path.with_name(data.name))
+    save(model, path)
+
+
+def _save_configuration(llm: Any, tokenizer: Tokenizer, folder: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
-    llm.save_pretrained(folder)
+    config = copy.deepcopy(llm.config)
+    config.architectures = [type(llm).__name__]  # as save_pretrained would note it
+    config.save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
 
 
@@ -109,6 +155,19 @@ def _run_builder(source: Path, target: Path, cache: Path, precision: str) -> Non
     # parse_extra_options also loads the configuration, without which create_model refuses to start (0.18).
     extra = builder.parse_extra_options(*where, options)
     builder.create_model(*where, **extra)
+
+
+@contextmanager
+def _handed_over(llm: Any) -> Iterator[None]:
+    """Let the builder take the model that is in memory: it knows files only, and a file is a second copy of it."""
+    from onnxruntime_genai.models.builder import Model
+
+    before = Model.load_weights
+    Model.load_weights = lambda *_: llm
+    try:
+        yield
+    finally:
+        Model.load_weights = before
 
 
 @contextmanager

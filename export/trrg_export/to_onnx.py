@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from onnx import external_data_helper, helper
 from torch import Tensor, nn
 from torch.export import Dim
 from transformers import PreTrainedModel
@@ -27,9 +29,17 @@ from trrg_sdk.manifest import Axes, TensorSpec
 from trrg_train.models.trrg import Trrg
 
 OPSET = 20
-_INLINE_LIMIT = 2**31 - 2**20  # protobuf's limit of 2 GiB, and room for the graph itself
+INLINE_LIMIT = 2**31 - 2**20  # protobuf's limit of 2 GiB, and room for the graph itself
 _EXAMPLE = {"batch": 2, "clues": 5, "prompts": 3, "length": 7}  # sizes seen while tracing, all different
 _EXTERNAL_FROM = 1024  # bytes; smaller tensors stay inside also when the rest is external
+_TALKATIVE = (
+    "torch.onnx",
+    "torch.export",
+    "transformers",
+    "onnxscript",
+    "onnxruntime.quantization",
+    "neural_compressor",
+)
 
 
 @dataclass(frozen=True)
@@ -139,7 +149,7 @@ def save(model: onnx.ModelProto, path: Path) -> None:
         model: With its weights inside.
         path: A ``.onnx`` file.
     """
-    if model.ByteSize() < _INLINE_LIMIT:
+    if weight_bytes(model) < INLINE_LIMIT:
         path.write_bytes(model.SerializeToString(deterministic=True))
         return
     onnx.save_model(
@@ -150,6 +160,16 @@ def save(model: onnx.ModelProto, path: Path) -> None:
         location=f"{path.name}.data",
         size_threshold=_EXTERNAL_FROM,
     )
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Sum up the weights that are inside; ``ByteSize`` fails above 2 GiB.
+
+    Args:
+        model: With or without external data.
+    """
+    inside = (t for t in model.graph.initializer if not external_data_helper.uses_external_data(t))
+    return sum(math.prod(t.dims) * helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in inside)
 
 
 def tensor_specs(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -168,7 +188,7 @@ def tensor_specs(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence exporters that print and warn about what is no concern of the user; errors still come out."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "transformers", "onnxscript")]
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     with (
         warnings.catch_warnings(),

@@ -251,18 +251,23 @@ def test_fp16_bundle_is_half_as_large_and_reports(
         assert half.clues[score.name].probability == pytest.approx(score.probability, abs=0.01)
 
 
-def test_a_decoder_that_overflows_names_its_layer(tiny_checkpoint: Path) -> None:
+def test_a_decoder_that_overflows_names_its_layer(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """ONNX Runtime's CPU gives finite logits for it."""
     pytest.importorskip("onnxruntime_genai")
-    from trrg_export.decoder import build_decoder, decoder_spec
+    from trrg_export.decoder import decoder_spec, write_decoder
     from trrg_export.precision.half_decoder import overflow_failures
+    from trrg_export.precision.int4 import Int4
+    from trrg_export.reference import run_pytorch
     from trrg_train.models.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(tiny_checkpoint)
     llm = loaded.trrg().llm
     spec = decoder_spec(llm, prompt=8, max_new_tokens=4)
     sequences = [np.random.default_rng(0).normal(size=(8, spec.hidden_size))]
-    decoder = build_decoder(llm, loaded.tokenizer, precision="fp16")
+    path = tmp_path / "decoder.onnx"
+    reference = run_pytorch(loaded, loaded.parity_pixels()[:1])
+    write_decoder(loaded, path, precision="fp16", int4=Int4(), reference=reference)
+    decoder = onnx.load(str(path))
     assert overflow_failures(decoder, sequences, spec) == []
     weight = next(t for t in decoder.graph.initializer if "layers.1" in t.name and "down_proj" in t.name)
     large = np.full_like(numpy_helper.to_array(weight), 3e4)

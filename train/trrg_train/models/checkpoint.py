@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -139,6 +140,8 @@ def save_checkpoint(
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint; every weight must be there and no other.
 
+    The weights are mapped from the file (a write to one makes a copy of its page), so that they are in memory once.
+
     Raises:
         UsageError: The folder is no checkpoint, of an unknown schema or damaged, or its parts do not fit each other.
     """
@@ -154,11 +157,14 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     vocab_size = tokenizer.get_vocab_size()
     model: nn.Module
-    if meta.stage == 1:
-        model = Perceiver(config, vocab_size=vocab_size)
-    else:
-        model = Trrg(config, vocab_size=vocab_size, prompt=Prompt(meta.prefix_ids, meta.suffix_ids))
+    with init_empty_weights(include_buffers=False):  # buffers that no file holds are computed
+        if meta.stage == 1:
+            model = Perceiver(config, vocab_size=vocab_size)
+        else:
+            model = Trrg(config, vocab_size=vocab_size, prompt=Prompt(meta.prefix_ids, meta.suffix_ids))
     _load_weights(model, folder / "model.safetensors", lora_rank=config.lora_rank)
+    if isinstance(model, Trrg):
+        model.llm.tie_weights()  # the file holds tied weights twice
     return Checkpoint(folder, config, tokenizer, meta, model.eval())
 
 
@@ -239,4 +245,4 @@ def _load_weights(model: nn.Module, path: Path, *, lora_rank: int) -> None:
         told = ", ".join(f"{len(names)} {what} (such as {names[0]})" for what, names in problems.items() if names)
         adapters = f"; config.json asks for adapters of lora_rank {lora_rank}" if lora_rank else ""
         raise UsageError(f"{path} does not fit the config.json and tokenizer.json beside it: {told}{adapters}")
-    model.load_state_dict(weights, strict=True)
+    model.load_state_dict(weights, strict=True, assign=True)
