@@ -33,7 +33,7 @@ MAX_FUNCTION_LINES = 40
 # What a module of the runtime may import lies in its own row or in one above. A new module takes its place here.
 LAYERS = (
     {"errors", "report", "version"},
-    {"bundle", "manifest", "signature", "strict_json", "summary"},
+    {"bundle", "engines", "manifest", "signature", "strict_json", "summary"},
     {"dicom", "dicom_tags", "pixel_data", "pixels", "codestream", "study"}
     | {"gate", "photometry", "preprocess", "labeler", "label_rules", "sentences"},
     {"backends"},
@@ -57,6 +57,7 @@ NEVER_IN_RUNTIME = {
     "safetensors",
     "scipy",
     "tensorrt",
+    "tensorrt_rtx",
     "torch",
     "transformers",
 }

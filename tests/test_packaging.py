@@ -36,6 +36,7 @@ IMPORT_NAMES = {
 USED_THROUGH = {
     "accelerate": "transformers.Trainer",
     "tensorboard": "torch.utils.tensorboard",
+    "tensorrt-rtx": "importlib, by the name of the library",
     "onnxscript": "torch.onnx.export",
     "pylibjpeg": "pydicom's decoders",
     "pylibjpeg-libjpeg": "pydicom's decoders",

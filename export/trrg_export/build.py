@@ -6,9 +6,7 @@ import dataclasses
 import logging
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +19,12 @@ from trrg_export.decoder import check_family, decoder_spec, write_decoder
 from trrg_export.disk import room_for
 from trrg_export.model_card import model_card
 from trrg_export.parity import LIMITS, Exported, ParityError, ParityLimits, compare
+from trrg_export.place import beside, put_in_place
 from trrg_export.precision.half import HalfGraph, half_table, to_half
 from trrg_export.precision.half_decoder import overflow_failures
 from trrg_export.precision.int4 import Int4
 from trrg_export.precision.int8 import quantize_weights
-from trrg_export.reference import run_pytorch
+from trrg_export.reference import Reference, run_pytorch
 from trrg_export.sbom import SBOM_FILE, sbom
 from trrg_export.signing import read_key, sign_bundle
 from trrg_export.summary import summarize
@@ -56,6 +55,7 @@ class ExportOptions:
         sign: Private key to sign with; None leaves the bundle unsigned.
         block_size: Weights of the decoder that share a scale in int4, one of ``int4.BLOCK_SIZES``.
         int4_algorithm: How the decoder's four bits are chosen, one of ``int4.ALGORITHMS``.
+        compute_capabilities: Of the GPUs that engines are built for; empty takes the target's own.
     """
 
     precision: str = "fp32"
@@ -66,6 +66,7 @@ class ExportOptions:
     sign: Path | None = None
     block_size: int = 32
     int4_algorithm: str = "rtn"
+    compute_capabilities: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
@@ -113,26 +114,31 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
     _check_targets(options.targets)
     key = read_key(options.sign) if options.sign else None
     loaded = load_checkpoint(checkpoint)
-    model = loaded.trrg()
-    check_family(model.llm)
+    check_family(loaded.trrg().llm)
     _LOG.info("running PyTorch on the parity studies")
     reference = run_pytorch(loaded, loaded.parity_pixels()[: options.studies])
-    with room_for(out, checkpoint), _beside(out) as folder:
-        planned = plans(
-            model,
-            channels=loaded.preprocess.channels,
-            size=loaded.config.image_size,
-            patches=loaded.config.patches,
-            joint_dim=loaded.config.joint_dim,
-        )
-        site = Site(folder, loaded, planned, reference, reference.feeds(), options.precision)
+    with room_for(out, checkpoint), beside(out) as folder:
+        site = _site(loaded, folder, reference, options)
         halves = write_graphs(site, options.int4(), limit=(options.limits or LIMITS[options.precision]).value)
         write_arrays(loaded, folder)
         manifest = _proven(site, options, halves)
         if key:
             sign_bundle(folder, key)
-        _put_in_place(folder, out)
+        put_in_place(folder, out)
     return manifest
+
+
+def _site(loaded: Checkpoint, folder: Path, reference: Reference, options: ExportOptions) -> Site:
+    config = loaded.config
+    planned = plans(
+        loaded.trrg(),
+        channels=loaded.preprocess.channels,
+        size=config.image_size,
+        patches=config.patches,
+        joint_dim=config.joint_dim,
+    )
+    feeds = reference.feeds()
+    return Site(folder, loaded, planned, reference, feeds, options.precision, options.compute_capabilities)
 
 
 def write_graphs(site: Site, int4: Int4, *, limit: float | None) -> dict[str, HalfGraph]:
@@ -226,7 +232,10 @@ def _proven(site: Site, options: ExportOptions, halves: Mapping[str, HalfGraph])
     )
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     (folder / describe.MODEL_CARD).write_text(model_card(complete, checkpoint.meta, sizes), encoding="utf-8")
-    hashes = {path.relative_to(folder).as_posix(): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
+    shipped = [
+        path for path in folder.rglob("*") if path.is_file() and "engines" not in path.parts
+    ]  # a site makes those
+    hashes = {path.relative_to(folder).as_posix(): sha256_file(path) for path in shipped}
     (folder / SBOM_FILE).write_text(sbom(complete.bundle_id, hashes, describe.CREATED_BY), encoding="utf-8")
     return write_manifest(folder, complete)
 
@@ -259,28 +268,3 @@ def _check_place(out: Path, *, force: bool) -> None:
         raise UsageError(f"--out {out} exists already: choose another place, or --force to replace that bundle")
     if out.is_symlink() or not (out / MANIFEST_FILE).is_file():
         raise UsageError(f"--out {out} is no bundle, so --force does not replace it: choose another place")
-
-
-@contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """A folder on the same file system, so that one rename makes it the bundle; gone afterwards in any case."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    folder.chmod(0o755)  # mkdtemp gives 0700, a bundle is for everybody on the machine
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _put_in_place(folder: Path, out: Path) -> None:
-    """Rename the finished folder; a bundle that was there is moved aside first and put back when that fails."""
-    if not out.exists():
-        folder.rename(out)
-        return
-    with _beside(out) as aside:
-        old = out.rename(aside / "replaced")
-        try:
-            folder.rename(out)
-        except OSError:
-            old.rename(out)
-            raise

@@ -20,7 +20,13 @@ _NEEDED = (
     *("torch", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime", "onnxruntime_genai"),
     *("cyclonedx", "packageurl", "packaging"),
 )
-_TARGETS = ("ort", "openvino")  # the keys of trrg_export.targets.TARGETS, which needs PyTorch to be imported
+_TARGETS = (
+    "ort",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
+    "trtllm",
+)  # the keys of trrg_export.targets.TARGETS, which needs PyTorch to be imported
 _USAGE = 2
 _PRECISIONS = {
     "fp16": "half the size; layers that measurements say cannot stand it stay in fp32 (default fp32)",
@@ -37,19 +43,19 @@ def build_parser() -> argparse.ArgumentParser:
         description="Build a bundle from a stage-2 checkpoint and prove that it does what the PyTorch model does.",
         epilog="exit codes: 0 done, 2 usage, 4 bundle invalid, 5 a runtime is unavailable, 6 parity failed",
     )
-    parser.add_argument("checkpoint", type=Path, help="folder that `trrg-train stage2` wrote")
-    parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder to make")
-    precision = parser.add_mutually_exclusive_group()
-    for name, what in _PRECISIONS.items():
-        precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=what)
-    parser.set_defaults(precision="fp32")
-    parser.add_argument("--block-size", type=int, metavar="N", help="--int4: weights that share a scale (default 32)")
+    parser.add_argument("checkpoint", type=Path, nargs="?", help="folder that `trrg-train stage2` wrote")
+    parser.add_argument("--out", type=Path, metavar="BUNDLE", help="folder to make")
     parser.add_argument(
-        "--int4-algorithm", metavar="NAME", help="--int4: rtn (default), k-quant, hqq, or gptq, which is calibrated"
+        "--rebuild-engines", type=Path, metavar="BUNDLE", help="build its TensorRT engines anew; takes no checkpoint"
     )
     parser.add_argument(
-        "--target", action="append", default=[], choices=_TARGETS, help="also prove it on this runtime (repeatable)"
+        "--compute-capability",
+        action="append",
+        default=[],
+        metavar="X.Y",
+        help="GPU to build engines for, can be repeated (default 8.6, 8.9 and 12.0; when rebuilding, this machine's)",
     )
+    _add_forms(parser)
     parser.add_argument("--force", action="store_true", help="replace the bundle that is there")
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign it with this Ed25519 private key (PEM)")
     parser.add_argument("--studies", type=int, metavar="N", help="parity studies to compare (default all)")
@@ -68,6 +74,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_forms(parser: argparse.ArgumentParser) -> None:
+    """In which precision, and for which runtimes."""
+    precision = parser.add_mutually_exclusive_group()
+    for name, what in _PRECISIONS.items():
+        precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=what)
+    parser.set_defaults(precision="fp32")
+    parser.add_argument("--block-size", type=int, metavar="N", help="--int4: weights that share a scale (default 32)")
+    parser.add_argument(
+        "--int4-algorithm", metavar="NAME", help="--int4: rtn (default), k-quant, hqq, or gptq, which is calibrated"
+    )
+    parser.add_argument(
+        "--target", action="append", default=[], choices=_TARGETS, help="also build and prove it for this runtime"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -77,7 +98,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.rebuild_engines is not None:
+        if arguments.checkpoint is not None or arguments.out is not None:
+            parser.error("--rebuild-engines takes neither a checkpoint nor --out")
+        return _rebuild(arguments)
+    if arguments.checkpoint is None or arguments.out is None:
+        parser.error("a checkpoint and --out BUNDLE are needed, or --rebuild-engines BUNDLE")
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         print(f"trrg-export needs {', '.join(missing)}: pip install 'trrg-sdk[cpu,export]'", file=sys.stderr)
         return _USAGE
@@ -92,6 +120,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     size = sum(file.bytes for file in manifest.files.values()) / 2**20
     print(f"{arguments.out}: bundle {manifest.bundle_id}, {size:.1f} MiB")
+    return 0
+
+
+def _rebuild(arguments: argparse.Namespace) -> int:
+    from trrg_export.engines import rebuild_engines
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # to stderr
+    logging.getLogger("trrg_export").setLevel(logging.INFO)
+    bundle, capabilities = arguments.rebuild_engines, arguments.compute_capability
+    try:
+        manifest = rebuild_engines(bundle, compute_capabilities=capabilities)
+    except TrrgError as error:
+        print(f"trrg-export: {error}", file=sys.stderr)
+        return error.exit_code
+    for target in manifest.targets.values():
+        built = ", ".join(dict.fromkeys(engine.compute_capability for engine in target.engines))
+        if built:
+            print(f"{bundle}: engines of {target.runtime} {target.version} for compute capability {built}")
     return 0
 
 
@@ -116,5 +162,6 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         limits=limits,
         studies=arguments.studies,
         sign=arguments.sign,
+        compute_capabilities=tuple(arguments.compute_capability),
         **given,
     )

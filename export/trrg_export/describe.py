@@ -141,7 +141,8 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def _content_hash(folder: Path) -> str:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Engines are left out: a library does not build the same bytes twice, and the site builds its own."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and "engines" not in path.parts)
     listing = {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
     return hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).hexdigest()
 

@@ -36,9 +36,12 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0
     text = capsys.readouterr().out
     for option in (
+        "--rebuild-engines",
+        "--compute-capability",
         "--out",
         "--fp16",
         "--int8",
+        "--int4",
         "--bf16",
         "--target",
         "--force",
@@ -56,6 +59,16 @@ def test_two_precisions_at_once_are_refused(capsys: pytest.CaptureFixture[str]) 
         build_parser().parse_args(["checkpoint", "--out", "bundle", "--fp16", "--int8"])
     assert caught.value.code == 2
     assert "not allowed with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["checkpoint"], ["checkpoint", "--rebuild-engines", "bundle"]])
+def test_a_checkpoint_is_exported_or_engines_are_rebuilt(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "--rebuild-engines" in capsys.readouterr().err
 
 
 @pytest.mark.torch

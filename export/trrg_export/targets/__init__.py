@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import ModuleType
 
-from trrg_export.targets import openvino, ort
+from trrg_export.targets import openvino, ort, tensorrt, tensorrt_rtx, trtllm
 
-TARGETS: Mapping[str, ModuleType] = {module.NAME: module for module in (ort, openvino)}
+TARGETS: Mapping[str, ModuleType] = {module.NAME: module for module in (ort, openvino, tensorrt, tensorrt_rtx, trtllm)}
 """By the name that ``--target`` takes."""

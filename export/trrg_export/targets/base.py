@@ -32,6 +32,7 @@ class Site:
         reference: What PyTorch gives for the parity studies.
         feeds: Graph → inputs of single studies, for calibration and comparison.
         precision: Asked for.
+        compute_capabilities: Of the GPUs that engines are built for; empty takes the library's own.
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class Site:
     reference: Reference
     feeds: Mapping[str, Feeds]
     precision: str
+    compute_capabilities: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,115 @@
+"""``--rebuild-engines``: the engines of a bundle anew, for the GPU and the library of this machine.
+
+Needs the bundle and the library; no checkpoint, no PyTorch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from trrg_export.engine_builder import LIBRARIES, EngineLibrary, axis_ranges, build_engines
+from trrg_export.place import beside, put_in_place
+from trrg_sdk.bundle import Bundle, write_manifest
+from trrg_sdk.engines import gpu_compute_capability
+from trrg_sdk.errors import DeviceError, UsageError
+from trrg_sdk.manifest import SIGNATURE_FILE, Manifest, TargetSpec
+
+_LOG = logging.getLogger(__name__)
+_ROOM = "the folder around the bundle must be writable and have room for the engines"
+
+
+def rebuild_engines(path: Path, *, compute_capabilities: Sequence[str] = ()) -> Manifest:
+    """Build a bundle's engines from the clean graphs that it holds, and put them in the place of the old ones.
+
+    The bundle changes as a whole or not at all: a second folder beside it takes over its files as links, new engines
+    and a new manifest, and then the bundle's name. A signature does not survive, and the log says so.
+
+    Args:
+        path: Folder of the bundle; the folder around it is writable.
+        compute_capabilities: To build for, such as ``"8.9"``; empty takes the GPU of this machine, and without one
+            those that the bundle has engines for.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        BundleError: The bundle is damaged.
+        UsageError: It has nothing to build engines from, or the library cannot build for a compute capability.
+        DeviceError: No library that it was made for is installed, or the library refuses a graph.
+    """
+    bundle = Bundle.load(path)
+    signed = (path / SIGNATURE_FILE).exists()
+    targets = _buildable(bundle.manifest, path)
+    try:
+        written = _replaced(bundle, path.resolve(), targets, compute_capabilities)
+    except OSError as error:
+        raise UsageError(
+            f"{path} was left as it was, a file could not be written ({error.strerror}): {_ROOM}"
+        ) from error
+    if signed:
+        _LOG.warning("the signature is gone, it was that of the old engines: sign the bundle again")
+    return written
+
+
+def _buildable(manifest: Manifest, path: Path) -> dict[str, TargetSpec]:
+    """The targets that have clean graphs and whose library is here; those whose library is not stay as they are."""
+    made = {name: target for name, target in manifest.targets.items() if target.runtime in LIBRARIES}
+    if not made:
+        raise UsageError(f"{path} was exported for no target with engines ({', '.join(LIBRARIES)}): export it for one")
+    reasons = {name: LIBRARIES[target.runtime].unavailable_reason() for name, target in made.items()}
+    if all(reasons.values()):
+        raise DeviceError("; ".join(f"target {name}: {reason}" for name, reason in reasons.items()))
+    for name, reason in reasons.items():
+        if reason:
+            _LOG.warning("target %s keeps the engines that it has: %s", name, reason)
+    return {name: target for name, target in made.items() if not reasons[name]}
+
+
+def _replaced(bundle: Bundle, folder: Path, targets: Mapping[str, TargetSpec], asked: Sequence[str]) -> Manifest:
+    manifest = bundle.manifest
+    with beside(folder) as aside:
+        old = {engine.file for target in targets.values() for engine in target.engines}
+        _take_over(folder, aside, sorted(manifest.files.keys() - old))
+        rebuilt = {name: _rebuilt(bundle, target, aside, asked) for name, target in targets.items()}
+        complete = dataclasses.replace(manifest, targets={**manifest.targets, **rebuilt})
+        written = write_manifest(aside, complete)
+        put_in_place(aside, folder)
+    return written
+
+
+def _take_over(source: Path, out: Path, files: Sequence[str]) -> None:
+    """Give the files a second name, which takes no room; copy where the file system has no such names."""
+    for file in files:
+        (out / file).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source / file, out / file)
+        except OSError:
+            shutil.copyfile(source / file, out / file)
+
+
+def _rebuilt(bundle: Bundle, target: TargetSpec, out: Path, asked: Sequence[str]) -> TargetSpec:
+    library = LIBRARIES[target.runtime]
+    engines = build_engines(
+        library,
+        target.graphs,
+        axis_ranges(bundle.manifest),
+        source=bundle.folder,
+        out=out,
+        capabilities=asked or _present(library, target),
+    )
+    return dataclasses.replace(target, version=library.version, engines=engines)
+
+
+def _present(library: EngineLibrary, target: TargetSpec) -> tuple[str, ...]:
+    """What to build for when nobody says: the GPU of this machine, else what the bundle has engines for."""
+    try:
+        return (gpu_compute_capability(),)
+    except DeviceError as error:
+        before = tuple(dict.fromkeys(engine.compute_capability for engine in target.engines))
+        _LOG.info("%s: %s Building for %s.", library.name, error, ", ".join(before or library.capabilities))
+        return before

@@ -1,0 +1,27 @@
+"""TensorRT: engines for the kind of GPU that this machine has, the only one that it builds for."""
+
+from __future__ import annotations
+
+from trrg_export.engine_builder import LIBRARIES
+from trrg_export.targets.base import ProvenSite
+from trrg_export.targets.tensorrt_graphs import add_engines
+from trrg_sdk.manifest import TargetSpec
+
+NAME = "tensorrt"
+TARGET = "tensorrt"
+
+
+def unavailable_reason() -> str | None:
+    """Say why no engine can be built here, or return ``None``."""
+    return LIBRARIES[NAME].unavailable_reason()
+
+
+def add(site: ProvenSite) -> TargetSpec:
+    """Write clean graphs, compare them with PyTorch, and build an engine of each.
+
+    Raises:
+        UsageError: The precision is none that the graphs can have, or the language model is of another family.
+        ParityError: A graph does not do what PyTorch does.
+        DeviceError: TensorRT refuses a graph.
+    """
+    return add_engines(site, LIBRARIES[NAME])

@@ -1,0 +1,155 @@
+"""Graphs that TensorRT reads: standard operators, the precision in their types, a decoder with an explicit past.
+
+They are made apart from the bundle's own, which hold ONNX Runtime's operators, and compared with PyTorch on ONNX
+Runtime: whatever TensorRT makes of them later, the graphs are right.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from trrg_export.decoder_explicit import build_explicit_decoder
+from trrg_export.engine_builder import EngineLibrary, axis_ranges, build_engines
+from trrg_export.parity import LIMITS
+from trrg_export.precision.half import to_half
+from trrg_export.targets.base import ProvenSite
+from trrg_export.targets.proof import prove
+from trrg_export.to_onnx import clean, export_graph, save, tensor_specs
+from trrg_sdk.errors import UsageError
+from trrg_sdk.manifest import GraphSpec, TargetSpec
+
+PRECISIONS = {"fp32": ("fp32", "fp32"), "fp16": ("fp16", "fp16"), "int4": ("fp16", "int4")}
+"""Of the bundle → of the three traced graphs and of the decoder."""
+_BLOCKS = (32, 16)  # weights that share a scale: TensorRT wants whole blocks, so the first that fits all widths
+_OPSET_INT4 = 21  # the first with 4-bit integers
+
+_LOG = logging.getLogger(__name__)
+
+
+def add_engines(site: ProvenSite, library: EngineLibrary) -> TargetSpec:
+    """Write a library's graphs and engines into a bundle.
+
+    Args:
+        site: The bundle under construction.
+        library: TensorRT or TensorRT-RTX.
+
+    Returns:
+        What the manifest says about it.
+
+    Raises:
+        UsageError: The precision is none of ``PRECISIONS``, or the language model is of another family.
+        ParityError: A graph does not do what PyTorch does.
+        DeviceError: The library refuses a graph.
+    """
+    graphs = write_graphs(site, library.name)
+    prove(site, library.name, graphs)
+    engines = build_engines(
+        library,
+        graphs,
+        axis_ranges(site.bundle.manifest),
+        source=site.folder,
+        out=site.folder,
+        capabilities=site.compute_capabilities,
+    )
+    return TargetSpec(library.name, library.version, graphs=graphs, engines=engines)
+
+
+def write_graphs(site: ProvenSite, name: str) -> dict[str, GraphSpec]:
+    """Write the four graphs to ``graphs/NAME/``.
+
+    Args:
+        site: The bundle under construction.
+        name: Of the target.
+
+    Returns:
+        What the manifest says about each.
+
+    Raises:
+        UsageError: See :func:`add_engines`.
+    """
+    if site.precision not in PRECISIONS:
+        raise UsageError(f"target {name}: expected a precision of {', '.join(PRECISIONS)}, got {site.precision!r}")
+    traced, decoding = PRECISIONS[site.precision]
+    folder = Path("graphs", name)
+    (site.folder / folder).mkdir(parents=True)
+    found = {}
+    for plan in site.planned:
+        _LOG.info("%s: exporting %s", name, plan.name)
+        graph = export_graph(plan)
+        if traced == "fp16":
+            limit = site.limits.value or LIMITS["fp16"].value
+            graph = to_half(graph, site.feeds[plan.name], label=f"{name} {plan.name}", limit=limit).model
+        found[plan.name] = _written(graph, site.folder, folder / f"{plan.name}.onnx", traced)
+    _LOG.info("%s: exporting decoder", name)
+    decoder = build_explicit_decoder(site.checkpoint.trrg().llm, half=decoding != "fp32")
+    if decoding == "int4":
+        decoder = quantize_4bit(decoder)
+    found["decoder"] = _written(decoder, site.folder, folder / "decoder.onnx", decoding)
+    return found
+
+
+def quantize_4bit(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Store the weights of matrix products in 4 bits, a scale for each block, rounded to nearest.
+
+    The last product, which gives the logits, keeps its weights: it is the one whose error nothing follows to even out.
+
+    Args:
+        model: A decoder; changed in place.
+
+    Returns:
+        The same model with ``DequantizeLinear`` before each product.
+
+    Raises:
+        UsageError: A width of the model is no multiple of any block.
+    """
+    block = _block(model.graph)
+    with _hushed("onnxruntime.quantization.matmul_nbits_quantizer"):
+        from onnxruntime.quantization import QuantFormat
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+        products = [node.name for node in model.graph.node if node.op_type == "MatMul"]
+        quantizer = MatMulNBitsQuantizer(
+            model,
+            block_size=block,
+            is_symmetric=True,  # TensorRT knows no zero points
+            quant_format=QuantFormat.QDQ,
+            nodes_to_exclude=products[-1:],
+        )
+        quantizer.process()
+    quantized: onnx.ModelProto = clean(quantizer.model.model)
+    quantized.opset_import[0].version = _OPSET_INT4
+    return quantized
+
+
+def _block(graph: onnx.GraphProto) -> int:
+    """Find the block that divides the inputs of every product with weights."""
+    weights = {tensor.name: tensor.dims for tensor in graph.initializer if len(tensor.dims) == 2}
+    products = [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]
+    widths = sorted({weights[node.input[1]][0] for node in products})
+    for block in _BLOCKS:
+        if not any(width % block for width in widths):
+            return block
+    raise UsageError(f"4-bit weights for TensorRT need widths in multiples of {_BLOCKS[-1]}, the model has {widths}")
+
+
+def _written(model: onnx.ModelProto, root: Path, file: Path, precision: str) -> GraphSpec:
+    save(model, root / file)
+    return GraphSpec(file.as_posix(), precision, *tensor_specs(root / file))
+
+
+@contextmanager
+def _hushed(name: str) -> Iterator[None]:
+    """Keep a library's notes about its own way of working out of the log."""
+    logger: Any = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,27 @@
+"""TensorRT-RTX: engines for the GPUs of workstations, built on a machine without one."""
+
+from __future__ import annotations
+
+from trrg_export.engine_builder import LIBRARIES
+from trrg_export.targets.base import ProvenSite
+from trrg_export.targets.tensorrt_graphs import add_engines
+from trrg_sdk.manifest import TargetSpec
+
+NAME = "tensorrt-rtx"
+TARGET = "tensorrt-rtx"
+
+
+def unavailable_reason() -> str | None:
+    """Say why no engine can be built here, or return ``None``."""
+    return LIBRARIES[NAME].unavailable_reason()
+
+
+def add(site: ProvenSite) -> TargetSpec:
+    """Write clean graphs, compare them with PyTorch, and build an engine of each; running one needs a GPU.
+
+    Raises:
+        UsageError: The precision is none that the graphs can have, or the language model is of another family.
+        ParityError: A graph does not do what PyTorch does.
+        DeviceError: TensorRT-RTX refuses a graph.
+    """
+    return add_engines(site, LIBRARIES[NAME])
