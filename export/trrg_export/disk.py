@@ -48,9 +48,9 @@ def _advice(out: Path, checkpoint: Path) -> str:
     size = sum(path.stat().st_size for path in checkpoint.iterdir() if path.is_file())
     scratch = Path(tempfile.gettempdir())
     return (
-        f"the disk is full, and nothing was left behind: {_free(out.parent)} MB are free for the bundle in "
-        f"{out.parent} and {_free(scratch)} MB for intermediate files in {scratch} (TMPDIR moves them); a checkpoint "
-        f"of {size / 1e6:.0f} MB needs about as much in the first and twice as much in the second"
+        f"the disk is full, and nothing was left behind: {_free(out.parent)} MB are free in {out.parent}, for the "
+        f"bundle and what it is made of, and {_free(scratch)} MB in {scratch} for small files (TMPDIR moves them); a "
+        f"checkpoint of {size / 1e6:.0f} MB needs about three times as much in the first"
     )
 
 

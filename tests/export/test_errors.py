@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tests.export import tiny
-from trrg_export import build, decoder
+from trrg_export import build, decoder, place
 from trrg_export.cli import main
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.errors import UsageError
@@ -191,15 +191,15 @@ def _full(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
         monkeypatch.setattr(np, "save", _raise(OSError("1048576 requested and 262112 written")))
     if where == "the language model for the builder":
         told = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-        monkeypatch.setattr(decoder, "_save_huggingface", _raise(told))
+        monkeypatch.setattr(decoder, "_save_configuration", _raise(told))
     if where == "a file that a library wraps":
         wrapped = RuntimeError("could not write")
         wrapped.__cause__ = no_space
-        monkeypatch.setattr(build, "build_decoder", _raise(wrapped))
+        monkeypatch.setattr(build, "write_decoder", _raise(wrapped))
     if where == "the manifest":
         monkeypatch.setattr(build, "write_manifest", _raise(OSError(errno.EDQUOT, "Disk quota exceeded")))
     if where == "the first folder":
-        monkeypatch.setattr(build.tempfile, "mkdtemp", _raise(no_space))
+        monkeypatch.setattr(place.tempfile, "mkdtemp", _raise(no_space))
 
 
 FULL = (

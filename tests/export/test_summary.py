@@ -139,14 +139,16 @@ def test_the_decoder_counts_as_pytorch_does(tiny_checkpoint: Path, tmp_path: Pat
     pytest.importorskip("onnxruntime_genai")
     from torch import nn
 
-    from trrg_export.decoder import build_decoder
+    from trrg_export.decoder import write_decoder
     from trrg_export.describe import run_sizes
-    from trrg_export.to_onnx import save as write
+    from trrg_export.precision.int4 import Int4
+    from trrg_export.reference import run_pytorch
     from trrg_train.models.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(tiny_checkpoint)
     llm, sizes = loaded.trrg().llm, run_sizes(loaded)
-    write(build_decoder(llm, loaded.tokenizer, precision=precision), tmp_path / "decoder.onnx")
+    reference = run_pytorch(loaded, loaded.parity_pixels()[:1])
+    write_decoder(loaded, tmp_path / "decoder.onnx", precision=precision, int4=Int4(), reference=reference)
     found = counted(tmp_path / "decoder.onnx", **sizes)
     prompt = sizes["sequence_length"]
     matrices = sum(part.weight.numel() for part in llm.modules() if isinstance(part, nn.Linear))
