@@ -94,7 +94,7 @@ def test_the_best_step_is_saved_kept_and_taken_also_after_a_resume(run, monkeypa
 def test_a_watched_run_shows_everything_and_trains_as_an_unwatched_one(run, caplog):
     caplog.set_level(logging.INFO)
     watched = run("watched", epochs=2, options="eval_steps = 2\nlogging_steps = 1", stage2="samples = 3")
-    plain = run("plain", epochs=2, options="logging_steps = 1")
+    plain = run("plain", epochs=2, options="logging_steps = 1\neval_steps = 0")
     for stage in ("stage1", "stage2"):
         assert main([stage, str(watched)]) == 0
     lines = "\n".join(record.getMessage() for record in caplog.records)
