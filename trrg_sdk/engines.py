@@ -1,4 +1,4 @@
-"""Compiled engines of a bundle: which one fits this GPU, and where what the driver compiles from it is kept.
+"""Compiled engines of a bundle: which one fits this GPU.
 
 An engine runs on the kinds of GPU that it was built for, in the library version that built it. Anything else is refused
 here, before the library is asked: its own answer is a log line and no engine.
@@ -6,9 +6,7 @@ here, before the library is asked: its own answer is a log line and no engine.
 
 from __future__ import annotations
 
-import os
 import subprocess
-from pathlib import Path
 
 from trrg_sdk.errors import DeviceError
 from trrg_sdk.manifest import EngineSpec, TargetSpec
@@ -57,21 +55,3 @@ def gpu_compute_capability() -> str:
     if not lines or not lines[0].replace(".", "", 1).isdigit():
         raise DeviceError(f"nvidia-smi names no compute capability, but {done.stdout[:80]!r}: update the driver.")
     return lines[0]
-
-
-def jit_cache_file(manifest_sha256: str, target: TargetSpec, *, compute_capability: str) -> Path:
-    """Say where the runtime keeps what it compiled on this machine from the engines of one bundle.
-
-    It lies outside the bundle, because it changes with each shape that is seen first, and a bundle never does. The name
-    changes with the bundle, the library and the GPU, so that a cache of something else is never read.
-
-    Args:
-        manifest_sha256: Of the bundle.
-        target: Whose engines.
-        compute_capability: Of the GPU.
-
-    Returns:
-        A file in ``$XDG_CACHE_HOME``, else in ``~/.cache``; neither it nor its folder has to exist.
-    """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "trrg-sdk" / manifest_sha256 / f"{target.runtime}-{target.version}-{compute_capability}.cache"

@@ -31,7 +31,7 @@ from trrg_export.summary import summarize
 from trrg_export.targets import TARGETS
 from trrg_export.targets.base import ProvenSite, Site
 from trrg_export.to_onnx import export_graph, plans, save
-from trrg_sdk.bundle import Bundle, sha256_file, write_manifest
+from trrg_sdk.bundle import Bundle, write_manifest
 from trrg_sdk.errors import DeviceError, UsageError
 from trrg_sdk.manifest import GRAPH_NAMES, MANIFEST_FILE, Manifest, TargetSpec
 from trrg_sdk.strict_json import plain_text
@@ -232,10 +232,7 @@ def _proven(site: Site, options: ExportOptions, halves: Mapping[str, HalfGraph])
     )
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     (folder / describe.MODEL_CARD).write_text(model_card(complete, checkpoint.meta, sizes), encoding="utf-8")
-    shipped = [
-        path for path in folder.rglob("*") if path.is_file() and "engines" not in path.parts
-    ]  # a site makes those
-    hashes = {path.relative_to(folder).as_posix(): sha256_file(path) for path in shipped}
+    hashes = describe.shipped_hashes(folder)
     (folder / SBOM_FILE).write_text(sbom(complete.bundle_id, hashes, describe.CREATED_BY), encoding="utf-8")
     return write_manifest(folder, complete)
 

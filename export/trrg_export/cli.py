@@ -101,8 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     if arguments.rebuild_engines is not None:
-        if arguments.checkpoint is not None or arguments.out is not None:
-            parser.error("--rebuild-engines takes neither a checkpoint nor --out")
+        given = {name for name, value in vars(arguments).items() if value != parser.get_default(name)}
+        if others := sorted(given - {"rebuild_engines", "compute_capability"}):
+            parser.error(f"--rebuild-engines takes --compute-capability and nothing else, not {', '.join(others)}")
         return _rebuild(arguments)
     if arguments.checkpoint is None or arguments.out is None:
         parser.error("a checkpoint and --out BUNDLE are needed, or --rebuild-engines BUNDLE")
@@ -155,6 +156,8 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
     if given and arguments.precision != "int4":
         raise UsageError("--block-size and --int4-algorithm belong to --int4")
     targets = tuple(dict.fromkeys(("ort", *arguments.target)))
+    if arguments.compute_capability and not {"tensorrt", "tensorrt-rtx"} & set(targets):
+        raise UsageError("--compute-capability belongs to --target tensorrt-rtx or tensorrt")
     return ExportOptions(
         arguments.precision,
         targets=targets,

@@ -140,11 +140,20 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+def shipped_hashes(folder: Path) -> dict[str, str]:
+    """Hash what a bundle under construction holds, but for ``engines/``.
+
+    Engines are left out because a library does not build the same bytes twice, and a site builds its own.
+
+    Returns:
+        Path below the folder → sha256.
+    """
+    files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name.as_posix(): sha256_file(path) for name, path in files.items() if name.parts[0] != "engines"}
+
+
 def _content_hash(folder: Path) -> str:
-    """Engines are left out: a library does not build the same bytes twice, and the site builds its own."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and "engines" not in path.parts)
-    listing = {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
-    return hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(shipped_hashes(folder), sort_keys=True).encode()).hexdigest()
 
 
 def _graph_spec(folder: Path, name: str, precision: str) -> GraphSpec:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trrg_export.to_onnx import GraphPlan, export_graph, save
-from trrg_sdk.backends import onnxruntime, openvino
+from trrg_sdk.backends import Graph, onnxruntime, openvino
 from trrg_sdk.errors import DeviceError
 from trrg_sdk.manifest import GraphSpec, TensorSpec
 from trrg_train.config import read_config
@@ -76,8 +77,13 @@ def contestants(
         except DeviceError as error:
             notes.append(f"No row for {name}: {error}")
             continue
-        runs[name] = lambda graph=graph: graph.run({"pixels": image})["patches"]  # type: ignore[misc]
+        runs[name] = partial(patches_of, graph, image)
     return runs, notes
+
+
+def patches_of(graph: Graph, image: NDArray[np.float32]) -> NDArray[Any]:
+    """Run the encoder once."""
+    return graph.run({"pixels": image})["patches"]
 
 
 def timed(runs: Mapping[str, Run], repeats: int) -> dict[str, list[float]]:

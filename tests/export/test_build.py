@@ -213,3 +213,15 @@ def test_a_report_longer_than_the_models_positions_is_refused(tmp_path: Path, tr
     checkpoint = tiny.write_checkpoint(tmp_path / "short", llm=short)
     with pytest.raises(UsageError, match="32 positions"):
         build.export_bundle(checkpoint, tmp_path / "bundle", build.ExportOptions())
+
+
+def test_only_a_bundles_own_engines_are_left_out_of_its_hashes(tmp_path: Path) -> None:
+    """A bundle may lie below a folder of that name."""
+    folder = tmp_path / "engines" / "bundle"
+    for name in ("graphs/vision.onnx", "engines/tensorrt-rtx/vision.engine"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(name.encode())
+    assert list(describe.shipped_hashes(folder)) == ["graphs/vision.onnx"]
+    before = describe.bundle_id("mini", folder)
+    (folder / "graphs/vision.onnx").write_bytes(b"other")
+    assert describe.bundle_id("mini", folder) != before

@@ -61,7 +61,10 @@ def test_two_precisions_at_once_are_refused(capsys: pytest.CaptureFixture[str]) 
     assert "not allowed with" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["checkpoint"], ["checkpoint", "--rebuild-engines", "bundle"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["checkpoint"], ["checkpoint", "--rebuild-engines", "bundle"], ["--rebuild-engines", "b", "--int8"]],
+)
 def test_a_checkpoint_is_exported_or_engines_are_rebuilt(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,3 +93,13 @@ def test_senseless_arguments_are_one_line_and_exit_2(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.torch
+def test_a_gpu_without_a_target_that_builds_engines_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxruntime_genai")
+    assert main([str(tmp_path), "--out", str(tmp_path / "b"), "--compute-capability", "8.9"]) == 2
+    assert "belongs to --target" in capsys.readouterr().err

@@ -123,7 +123,9 @@ def test_nothing_is_left_to_openvino(bundle: Bundle, asked: list[dict[str, Any]]
         assert told["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == 0
         assert told["INFERENCE_NUM_THREADS"] == opened.threads == (threads or backend.onnxruntime.physical_cores())
         assert told["ENABLE_CPU_PINNING"] is False
-    compiled = graphs["vision"]._compiled  # type: ignore[attr-defined]
+    vision = graphs["vision"]
+    assert isinstance(vision, backend.OpenVinoGraph)
+    compiled = vision._compiled
     assert compiled.get_property("INFERENCE_PRECISION_HINT") == ov.Type.f32
     assert compiled.get_property("INFERENCE_NUM_THREADS") == opened.threads
     assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 0

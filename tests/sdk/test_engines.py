@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trrg_sdk.engines import engine_for, gpu_compute_capability, jit_cache_file
+from trrg_sdk.engines import engine_for, gpu_compute_capability
 from trrg_sdk.errors import DeviceError
 from trrg_sdk.manifest import EngineSpec, TargetSpec
 
@@ -68,20 +68,3 @@ def test_no_driver_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DeviceError, match="no NVIDIA GPU"):
         gpu_compute_capability()
-
-
-def test_the_jit_cache_lies_outside_the_bundle_and_is_of_one_kind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    file = jit_cache_file("ab" * 32, target(), compute_capability="8.9")
-    assert file.is_relative_to(tmp_path)
-    others = [
-        jit_cache_file("cd" * 32, target(), compute_capability="8.9"),
-        jit_cache_file("ab" * 32, target("1.8.0"), compute_capability="8.9"),
-        jit_cache_file("ab" * 32, target(), compute_capability="8.6"),
-    ]
-    assert len({file, *others}) == 4
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert jit_cache_file("ab" * 32, target(), compute_capability="8.9").is_relative_to(tmp_path / "home" / ".cache")

@@ -7,8 +7,7 @@ studies and the reports that PyTorch wrote for them.
 The GPTQ inside ONNX Runtime 1.32 (``GPTQWeightOnlyQuantConfig``) is of no use: in
 ``neural_compressor/weight_only.py`` it spreads the error of a row along a column of the upper triangular factor
 (``Hinv1[i:, i]`` where the algorithm has ``Hinv1[i, i:]``), which is zero below the diagonal. So it rounds to nearest,
-and then quantizes the rounded weights once more with new scales: symmetric, its divergence on the mini decoder was
-2.9e-3 where rounding to nearest had 2.4e-4; asymmetric it gave what rounding to nearest gives.
+and then quantizes the rounded weights once more with new scales.
 """
 
 from __future__ import annotations
