@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,8 +74,8 @@ class ExportOptions:
             raise UsageError(f"precision: expected one of {', '.join(LIMITS)}, got {self.precision!r}")
         if unknown := sorted(set(self.targets) - TARGETS.keys()):
             raise UsageError(f"targets: expected some of {', '.join(TARGETS)}, got {', '.join(unknown)}")
-        if self.precision == "bf16" and "openvino" not in self.targets:
-            raise UsageError("bf16: only OpenVINO computes in it, so add the target: --bf16 --target openvino")
+        if reason := _unfit(self.precision, self.targets):
+            raise UsageError(reason)
         if self.studies is not None and self.studies < 1:
             raise UsageError(f"studies: expected at least 1, got {self.studies}")
         self.int4()
@@ -87,6 +87,26 @@ class ExportOptions:
             UsageError: No quantizer does that here.
         """
         return Int4(self.block_size, self.int4_algorithm)
+
+    def packages(self) -> tuple[str, ...]:
+        """Distributions that such a bundle is made with."""
+        of_targets = [name for target in self.targets for name in TARGETS[target].PACKAGES]
+        return (*describe.CREATED_BY, *of_targets, *self.int4().packages)
+
+
+def allowed_precisions(targets: Sequence[str]) -> tuple[str, ...]:
+    """Return the precisions that all of these targets have.
+
+    Args:
+        targets: Names of ``TARGETS``.
+    """
+    return tuple(name for name in LIMITS if _unfit(name, targets) is None)
+
+
+def _unfit(precision: str, targets: Sequence[str]) -> str | None:
+    if precision == "bf16" and "openvino" not in targets:
+        return "bf16: only OpenVINO computes in it, so add the target: --bf16 --target openvino"
+    return None
 
 
 def stored_precision(precision: str) -> str:
@@ -110,7 +130,7 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
         ParityError: The graphs do not do what PyTorch does; ``out`` is as it was.
         DeviceError: A target cannot be built or tried here.
     """
-    _check_place(out, force=options.force)
+    check_place(out, force=options.force)
     _check_targets(options.targets)
     key = read_key(options.sign) if options.sign else None
     loaded = load_checkpoint(checkpoint)
@@ -226,6 +246,7 @@ def _proven(site: Site, options: ExportOptions, halves: Mapping[str, HalfGraph])
     _write_summary(site)
     complete = dataclasses.replace(
         draft,
+        provenance=dataclasses.replace(draft.provenance, created_by=describe.versions(options.packages())),
         parity={**proven.tables, stored: {**report.table, **half_table(halves)}},
         targets=targets,
         bundle_id=describe.bundle_id(checkpoint.config.name, folder),
@@ -233,7 +254,7 @@ def _proven(site: Site, options: ExportOptions, halves: Mapping[str, HalfGraph])
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     (folder / describe.MODEL_CARD).write_text(model_card(complete, checkpoint.meta, sizes), encoding="utf-8")
     hashes = describe.shipped_hashes(folder)
-    (folder / SBOM_FILE).write_text(sbom(complete.bundle_id, hashes, describe.CREATED_BY), encoding="utf-8")
+    (folder / SBOM_FILE).write_text(sbom(complete.bundle_id, hashes, options.packages()), encoding="utf-8")
     return write_manifest(folder, complete)
 
 
@@ -256,7 +277,16 @@ def _check_targets(names: tuple[str, ...]) -> None:
             raise DeviceError(f"target {name}: {reason}")
 
 
-def _check_place(out: Path, *, force: bool) -> None:
+def check_place(out: Path, *, force: bool) -> None:
+    """Refuse a place that is taken, unless by a bundle that ``force`` gives up, or that has no folder around it.
+
+    Args:
+        out: Where a bundle shall be.
+        force: Whether a bundle there may be replaced.
+
+    Raises:
+        UsageError: What is wrong with it.
+    """
     if not out.parent.is_dir():
         raise UsageError(f"--out {out}: the folder {out.parent} does not exist, make it first")
     if not os.path.lexists(out):

@@ -7,14 +7,15 @@ import dataclasses
 import importlib.util
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trrg_sdk.errors import TrrgError, UsageError
 
 if TYPE_CHECKING:
     from trrg_export.build import ExportOptions
+    from trrg_sdk.manifest import Manifest
 
 _NEEDED = (
     *("torch", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime", "onnxruntime_genai"),
@@ -28,6 +29,7 @@ _TARGETS = (
     "trtllm",
 )  # the keys of trrg_export.targets.TARGETS, which needs PyTorch to be imported
 _USAGE = 2
+_AUTO = "auto"
 _PRECISIONS = {
     "fp16": "half the size; layers that measurements say cannot stand it stay in fp32 (default fp32)",
     "int8": "8-bit weights: a quarter of the size",
@@ -79,6 +81,13 @@ def _add_forms(parser: argparse.ArgumentParser) -> None:
     precision = parser.add_mutually_exclusive_group()
     for name, what in _PRECISIONS.items():
         precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=what)
+    precision.add_argument(
+        "--auto",
+        dest="precision",
+        action="store_const",
+        const=_AUTO,
+        help="try all of these here, print size, speed and drift of each, and take the smallest that passes",
+    )
     parser.set_defaults(precision="fp32")
     parser.add_argument("--block-size", type=int, metavar="N", help="--int4: weights that share a scale (default 32)")
     parser.add_argument(
@@ -112,16 +121,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _USAGE
     logging.basicConfig(level=logging.WARNING, format="%(message)s")  # to stderr
     logging.getLogger("trrg_export").setLevel(logging.INFO)
-    from trrg_export.build import export_bundle
-
     try:
-        manifest = export_bundle(arguments.checkpoint, arguments.out, _options(arguments))
+        manifest = _export(arguments)
     except TrrgError as error:
         print(f"trrg-export: {error}", file=sys.stderr)
         return error.exit_code
     size = sum(file.bytes for file in manifest.files.values()) / 2**20
     print(f"{arguments.out}: bundle {manifest.bundle_id}, {size:.1f} MiB")
     return 0
+
+
+def _export(arguments: argparse.Namespace) -> Manifest:
+    from trrg_export.auto import export_smallest, table
+    from trrg_export.build import allowed_precisions, export_bundle
+
+    if arguments.precision != _AUTO:
+        return export_bundle(arguments.checkpoint, arguments.out, _options(arguments, arguments.precision))
+    candidates = [_options(arguments, name) for name in allowed_precisions(_targets(arguments))]
+    manifest, trials = export_smallest(arguments.checkpoint, arguments.out, candidates)
+    print("\n".join(table(trials)))
+    return manifest
 
 
 def _rebuild(arguments: argparse.Namespace) -> int:
@@ -142,29 +161,34 @@ def _rebuild(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _options(arguments: argparse.Namespace) -> ExportOptions:
+def _targets(arguments: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(("ort", *arguments.target)))
+
+
+def _options(arguments: argparse.Namespace, precision: str) -> ExportOptions:
     from trrg_export.build import ExportOptions
     from trrg_export.parity import LIMITS
 
-    limits = LIMITS[arguments.precision]
-    if arguments.value_limit is not None:
-        limits = dataclasses.replace(limits, value=arguments.value_limit)
-    if arguments.label_agreement is not None:
-        limits = dataclasses.replace(limits, label_agreement=arguments.label_agreement)
-    int4 = {"block_size": arguments.block_size, "int4_algorithm": arguments.int4_algorithm}
-    given = {name: value for name, value in int4.items() if value is not None}
-    if given and arguments.precision != "int4":
+    given = {"value": arguments.value_limit, "label_agreement": arguments.label_agreement}
+    limits = dataclasses.replace(LIMITS[precision], **_said(given))
+    int4 = _said({"block_size": arguments.block_size, "int4_algorithm": arguments.int4_algorithm})
+    if int4 and arguments.precision not in ("int4", _AUTO):
         raise UsageError("--block-size and --int4-algorithm belong to --int4")
-    targets = tuple(dict.fromkeys(("ort", *arguments.target)))
+    targets = _targets(arguments)
     if arguments.compute_capability and not {"tensorrt", "tensorrt-rtx"} & set(targets):
         raise UsageError("--compute-capability belongs to --target tensorrt-rtx or tensorrt")
     return ExportOptions(
-        arguments.precision,
+        precision,
         targets=targets,
         force=arguments.force,
         limits=limits,
         studies=arguments.studies,
         sign=arguments.sign,
         compute_capabilities=tuple(arguments.compute_capability),
-        **given,
+        **int4,
     )
+
+
+def _said(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that the user gave."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -44,6 +44,15 @@ INTENDED_USE = (
 CREATED_BY = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-genai", "numpy", "tokenizers")
 
 
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return package → installed version, in alphabetical order.
+
+    Args:
+        packages: Names as pip has them, all installed.
+    """
+    return {name: importlib.metadata.version(name) for name in sorted(packages)}
+
+
 def graph_file(name: str) -> str:
     """Where a graph lies in the bundle."""
     return f"graphs/{name}.onnx"
@@ -176,5 +185,5 @@ def _provenance(checkpoint: Checkpoint) -> ProvenanceSpec:
         code_version=code_version(),
         checkpoint_sha256=checkpoint_sha256(checkpoint.folder),
         data=checkpoint.meta.data,
-        created_by={name: importlib.metadata.version(name) for name in CREATED_BY},
+        created_by=versions(CREATED_BY),
     )

@@ -47,6 +47,8 @@ def test_a_bundle_says_that_openvino_was_tried(export: Callable[..., int], tmp_p
     target = manifest.targets["openvino-cpu"]
     assert (target.runtime, target.graphs, target.engines) == ("openvino", {}, ())
     assert target.version.startswith("20")
+    assert manifest.provenance.created_by["openvino"] == openvino.__version__.split("-")[0]
+    assert '"name": "openvino"' in (tmp_path / "bundle" / "sbom.cdx.json").read_text()
     table = manifest.parity["fp32 on openvino-cpu"]
     assert table["studies"] == table["greedy_identical"] == 6
     assert table["clue_flips"] == 0

@@ -53,6 +53,11 @@ class Int4:
         if self.algorithm == "gptq" and importlib.util.find_spec("neural_compressor") is None:
             raise UsageError("int4 algorithm gptq needs neural-compressor-pt: pip install 'trrg-sdk[gptq]'")
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Distributions that choose the bits, beside those of every export."""
+        return ("neural-compressor-pt",) if self.algorithm == "gptq" else ()
+
 
 def quantize_decoder(source: Path, int4: Int4, calibration: Calibration) -> onnx.ModelProto:
     """Quantize the matrix products of a decoder.

@@ -13,6 +13,7 @@ from trrg_sdk.manifest import TargetSpec
 
 NAME = "openvino"
 TARGET = backend.TARGET
+PACKAGES: tuple[str, ...] = ("openvino",)
 
 
 def unavailable_reason() -> str | None:

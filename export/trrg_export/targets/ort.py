@@ -12,6 +12,7 @@ from trrg_sdk.manifest import GRAPH_NAMES, TargetSpec
 
 NAME = "ort"
 TARGET = "ort-cpu"
+PACKAGES: tuple[str, ...] = ()
 
 
 def unavailable_reason() -> str | None:

@@ -9,6 +9,7 @@ from trrg_sdk.manifest import TargetSpec
 
 NAME = "tensorrt"
 TARGET = "tensorrt"
+PACKAGES: tuple[str, ...] = (LIBRARIES[NAME].package,)
 
 
 def unavailable_reason() -> str | None:

@@ -9,6 +9,7 @@ from trrg_sdk.manifest import TargetSpec
 
 NAME = "tensorrt-rtx"
 TARGET = "tensorrt-rtx"
+PACKAGES: tuple[str, ...] = (LIBRARIES[NAME].package,)
 
 
 def unavailable_reason() -> str | None:

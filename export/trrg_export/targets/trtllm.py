@@ -27,6 +27,7 @@ from trrg_train.models.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 NAME = "trtllm"
 TARGET = "trtllm"
+PACKAGES: tuple[str, ...] = ()
 FOLDER = "trtllm"
 CONTRACT = f"{FOLDER}/prompt_embedding.json"
 _DTYPES = {"fp32": torch.float32}  # any other precision: float16, which TensorRT-LLM quantizes further itself
