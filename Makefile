@@ -6,14 +6,15 @@ TEST_VENV = .venv-test
 DEMO_VENV = .venv-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-gptq lint format clean
 
 help:
-	@echo "make demo    fresh environment, bare runtime, report on $(EXAMPLE)"
-	@echo "make test    environment with every extra, all tests (ARGS='-m \"not slow\"' narrows them)"
-	@echo "make lint    ruff and mypy"
-	@echo "make format  let ruff rewrite the code"
-	@echo "make clean   remove both environments"
+	@echo "make demo       fresh environment, bare runtime, report on $(EXAMPLE)"
+	@echo "make test       environment with every extra, all tests (ARGS='-m \"not slow\"' narrows them)"
+	@echo "make test-gptq  add the extra gptq to that environment and run its tests"
+	@echo "make lint       ruff and mypy"
+	@echo "make format     let ruff rewrite the code"
+	@echo "make clean      remove both environments"
 
 # Always from nothing, and not editable: what it shows is what `pip install` gives a hospital.
 demo:
@@ -24,6 +25,11 @@ demo:
 
 test: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/python -m pytest $(ARGS)
+
+# Apart, because torchao, which it brings, is imported by transformers and then talks in every program.
+test-gptq: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/python $(PIP_INSTALL) -e ".[gptq]"
+	$(TEST_VENV)/bin/python -m pytest tests/export/test_int4.py $(ARGS)
 
 lint: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/ruff check .
@@ -40,5 +46,5 @@ clean:
 $(TEST_VENV)/.installed: pyproject.toml constraints.txt
 	rm -rf $(TEST_VENV)
 	$(PYTHON) -m venv $(TEST_VENV)
-	$(TEST_VENV)/bin/python $(PIP_INSTALL) -e ".[cpu,openvino,tensorrt,train,export,gptq,dev]"
+	$(TEST_VENV)/bin/python $(PIP_INSTALL) -e ".[cpu,openvino,tensorrt,train,export,dev]"
 	touch $@
