@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,14 @@ from trrg_export import describe
 from trrg_export.decoder import check_family, decoder_spec, write_decoder
 from trrg_export.disk import room_for
 from trrg_export.model_card import model_card
-from trrg_export.parity import LIMITS, Exported, ParityError, ParityLimits, compare
+from trrg_export.parity import LIMITS, Exported, ParityError, ParityLimits, ParityReport, compare
 from trrg_export.place import beside, put_in_place
-from trrg_export.precision.half import HalfGraph, half_table, to_half
+from trrg_export.precision.half import to_half
 from trrg_export.precision.half_decoder import overflow_failures
 from trrg_export.precision.int4 import Int4
 from trrg_export.precision.int8 import quantize_weights
+from trrg_export.precision.lowered import LoweredGraph, drift_table
+from trrg_export.precision.static import store_weights, to_static
 from trrg_export.reference import Reference, run_pytorch
 from trrg_export.sbom import SBOM_FILE, sbom
 from trrg_export.signing import read_key, sign_bundle
@@ -106,6 +108,9 @@ def allowed_precisions(targets: Sequence[str]) -> tuple[str, ...]:
 def _unfit(precision: str, targets: Sequence[str]) -> str | None:
     if precision == "bf16" and "openvino" not in targets:
         return "bf16: only OpenVINO computes in it, so add the target: --bf16 --target openvino"
+    for name in targets:
+        if precision not in (known := TARGETS[name].PRECISIONS):
+            return f"--target {name}: expected a precision of {', '.join(known)}, got {precision}"
     return None
 
 
@@ -139,9 +144,9 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
     reference = run_pytorch(loaded, loaded.parity_pixels()[: options.studies])
     with room_for(out, checkpoint), beside(out) as folder:
         site = _site(loaded, folder, reference, options)
-        halves = write_graphs(site, options.int4(), limit=(options.limits or LIMITS[options.precision]).value)
+        lowered = write_graphs(site, options.int4(), limit=(options.limits or LIMITS[options.precision]).value)
         write_arrays(loaded, folder)
-        manifest = _proven(site, options, halves)
+        manifest = _proven(site, options, lowered)
         if key:
             sign_bundle(folder, key)
         put_in_place(folder, out)
@@ -161,34 +166,31 @@ def _site(loaded: Checkpoint, folder: Path, reference: Reference, options: Expor
     return Site(folder, loaded, planned, reference, feeds, options.precision, options.compute_capabilities)
 
 
-def write_graphs(site: Site, int4: Int4, *, limit: float | None) -> dict[str, HalfGraph]:
+def write_graphs(site: Site, int4: Int4, *, limit: float | None) -> dict[str, LoweredGraph]:
     """Export the four graphs and write them to ``graphs/``.
 
     Args:
         site: The bundle under construction.
         int4: How the language model gets its four bits, where it does.
-        limit: How far the outputs of an fp16 graph may drift; None for no limit.
+        limit: How far the outputs of a graph in fp16 or int8 may drift; None takes the precision's own.
 
     Returns:
-        What was measured of the graphs that are in fp16.
+        What was measured of the graphs that are in fp16 or int8.
 
     Raises:
         ParityError: A graph has no fp16 form within the limit.
     """
     (site.folder / "graphs").mkdir()
-    halves, failures = {}, list[str]()
+    lowered, failures = {}, list[str]()
     for plan in site.planned:
         _LOG.info("exporting %s", plan.name)
         graph = export_graph(plan)
-        if site.precision == "fp16":
-            try:
-                halves[plan.name] = to_half(graph, site.feeds[plan.name], label=plan.name, limit=limit)
-            except ParityError as error:
-                failures += error.failures
-                continue
-            graph = halves[plan.name].model
-        elif site.precision in ("int8", "int4"):
-            quantize_weights(graph)
+        try:
+            if found := _lowered(graph, site, plan.name, limit):
+                lowered[plan.name], graph = found, found.model
+        except ParityError as error:
+            failures += error.failures
+            continue
         save(graph, site.folder / describe.graph_file(plan.name))
     _LOG.info("building decoder")
     path = site.folder / describe.graph_file("decoder")
@@ -198,7 +200,18 @@ def write_graphs(site: Site, int4: Int4, *, limit: float | None) -> dict[str, Ha
         failures += _decoder_failures(onnx.load(str(path)), site)
     if failures:
         raise ParityError(failures)
-    return halves
+    return lowered
+
+
+def _lowered(graph: onnx.ModelProto, site: Site, name: str, limit: float | None) -> LoweredGraph | None:
+    """Make the precision's graph of an fp32 one; in int4, the same one with its weights stored in eight bits."""
+    if site.precision == "fp16":
+        return to_half(graph, site.feeds[name], label=name, limit=limit)
+    if site.precision == "int8":
+        return to_static(graph, site.feeds[name], label=name, limit=limit)
+    if site.precision == "int4":
+        quantize_weights(graph)
+    return None
 
 
 def _decoder_failures(decoder: onnx.ModelProto, site: Site) -> list[str]:
@@ -229,25 +242,48 @@ def write_arrays(checkpoint: Checkpoint, folder: Path) -> None:
     np.savez(folder / describe.CLUE_BANK, positive=bank[0].numpy(), negative=bank[1].numpy())
 
 
-def _proven(site: Site, options: ExportOptions, halves: Mapping[str, HalfGraph]) -> Manifest:
+def _compared(
+    site: Site, draft: Manifest, lowered: dict[str, LoweredGraph], limits: ParityLimits
+) -> tuple[ParityReport, dict[str, LoweredGraph]]:
+    """Compare with PyTorch; where int8 arithmetic passes a limit, once more with weights that are only stored in int8.
+
+    Returns:
+        Table and failures, and what the graphs are now.
+    """
+    _LOG.info("comparing with PyTorch on %d studies", len(site.reference.ids))
+    exported = Exported(
+        Bundle(folder=site.folder, manifest=draft, manifest_sha256=""), stored_precision(site.precision)
+    )
+    worst = {name: graph.worst for name, graph in lowered.items()}
+    report = compare(dataclasses.replace(exported, worst_layers=worst), site.planned, site.reference, limits=limits)
+    if not report.failures or site.precision != "int8":
+        return report, lowered
+    why = f"with int8 arithmetic {'; '.join(report.failures)}"
+    _LOG.info("%s; so weights are only stored in int8, and all layers compute in fp32", why)
+    lowered = {}
+    for plan in site.planned:
+        lowered[plan.name] = store_weights(export_graph(plan), site.feeds[plan.name], why=why)
+        save(lowered[plan.name].model, site.folder / describe.graph_file(plan.name))
+    return compare(exported, site.planned, site.reference, limits=limits), lowered
+
+
+def _proven(site: Site, options: ExportOptions, lowered: dict[str, LoweredGraph]) -> Manifest:
     """Compare with PyTorch, add the targets, then write summary, card, SBOM and, last, the manifest."""
     folder, checkpoint, stored = site.folder, site.checkpoint, stored_precision(options.precision)
     draft = describe.draft_manifest(checkpoint, folder, precision=stored)
-    bundle = Bundle(folder=folder, manifest=draft, manifest_sha256="")
     limits = options.limits or LIMITS[options.precision]
-    _LOG.info("comparing with PyTorch on %d studies", len(site.reference.ids))
     own_limits = limits if stored == options.precision else LIMITS[stored]
-    worst = {name: half.worst for name, half in halves.items()}
-    report = compare(Exported(bundle, stored, worst_layers=worst), site.planned, site.reference, limits=own_limits)
+    report, lowered = _compared(site, draft, lowered, own_limits)
     if report.failures:
         raise ParityError(report.failures)
+    bundle = Bundle(folder=folder, manifest=draft, manifest_sha256="")
     proven = ProvenSite(**vars(site), bundle=bundle, limits=limits, tables={stored: report.table})
     targets = {TARGETS[name].TARGET: _added(name, proven) for name in options.targets}
     _write_summary(site)
     complete = dataclasses.replace(
         draft,
         provenance=dataclasses.replace(draft.provenance, created_by=describe.versions(options.packages())),
-        parity={**proven.tables, stored: {**report.table, **half_table(halves)}},
+        parity={**proven.tables, stored: {**report.table, **drift_table(lowered)}},
         targets=targets,
         bundle_id=describe.bundle_id(checkpoint.config.name, folder),
     )

@@ -32,7 +32,7 @@ _USAGE = 2
 _AUTO = "auto"
 _PRECISIONS = {
     "fp16": "half the size; layers that measurements say cannot stand it stay in fp32 (default fp32)",
-    "int8": "8-bit weights: a quarter of the size",
+    "int8": "a quarter of the size and integer arithmetic, calibrated; layers that drift stay in fp32",
     "int4": "4-bit weights of the language model, 8-bit of the rest",
     "bf16": "fp32 files, computed in bf16 by --target openvino",
 }
@@ -65,7 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--value-limit",
         type=float,
         metavar="X",
-        help="largest difference of a number (default fp32 1e-3, fp16 1e-2, bf16 0.1, others none)",
+        help="largest difference of a number (default fp32 1e-3, fp16 1e-2, bf16 0.1, others none; int8 arithmetic "
+        "of a graph 0.04)",
     )
     parser.add_argument(
         "--label-agreement",

@@ -82,8 +82,8 @@ def parameters(graph: onnx.GraphProto) -> int:
         graph: Its external data need not be there.
 
     Returns:
-        Elements of the initializers of floating-point and 8-bit types, those of ``MatMulNBits`` unpacked. Scalars and
-        what only describes other weights do not count.
+        Elements of the initializers of floating-point and 8-bit types, those of ``MatMulNBits`` unpacked, and 32-bit
+        integers that stand for floats, as biases do. Scalars and what only describes other weights do not count.
     """
     packed = {node.input[1]: _unpacked(node) for node in graph.node if node.op_type == "MatMulNBits"}
     described = {
@@ -94,10 +94,11 @@ def parameters(graph: onnx.GraphProto) -> int:
     }
     quantized = {t.name.removesuffix(".int8") for t in graph.initializer if t.name.endswith(".int8")}
     described |= {f"{name}.scale" for name in quantized}  # precision.int8 multiplies instead of DequantizeLinear
+    biases = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     return sum(
         packed.get(tensor.name, math.prod(tensor.dims))
         for tensor in graph.initializer
-        if tensor.dims and tensor.data_type in _WEIGHTS and tensor.name not in described
+        if tensor.dims and (tensor.data_type in _WEIGHTS or tensor.name in biases) and tensor.name not in described
     )
 
 

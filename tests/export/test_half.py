@@ -18,8 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trrg_export.cli import main
 from trrg_export.parity import LIMITS, ParityError
-from trrg_export.precision.half import HalfGraph, to_half
+from trrg_export.precision.half import to_half
 from trrg_export.precision.layers import magnitude, rounded
+from trrg_export.precision.lowered import LoweredGraph
 from trrg_sdk.backends.ort_session import open_session
 from trrg_sdk.bundle import Bundle
 
@@ -92,7 +93,7 @@ def _run(model: onnx.ModelProto, feed: dict[str, Any]) -> Any:
     return open_session(model.SerializeToString(), "test", "cpu", 1).run(None, feed)[0]
 
 
-def _kept(half: HalfGraph) -> dict[str, str]:
+def _kept(half: LoweredGraph) -> dict[str, str]:
     return {layer.name: layer.reason for layer in half.kept}
 
 

@@ -187,9 +187,11 @@ def test_a_graph_that_differs_is_no_target(site_of: Any, tmp_path: Path, monkeyp
     assert not (site.folder / "engines").exists()
 
 
-def test_a_precision_that_it_has_not_is_refused(site_of: Any, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="fp32, fp16, int4, got 'int8'"):
-        tensorrt_rtx.add(site_of(tmp_path / "bundle", "int8"))
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+def test_a_precision_that_it_has_not_is_refused_before_anything_is_built(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--target {name}: expected a precision of fp32, fp16, int4, got int8"):
+        build.ExportOptions("int8", targets=("ort", name))
+    assert build.allowed_precisions(("ort", name)) == ("fp32", "fp16", "int4")
 
 
 @pytest.mark.skipif(tensorrt.unavailable_reason() is None, reason="TensorRT and a GPU are here")

@@ -6,7 +6,7 @@ feeds, and once more with zeros in their place (an empty image is where small co
 1. A node that reads, writes or holds a number above half of fp16's largest stays in fp32, or that would inside, like
    the squares of a norm. So does one whose numbers are all so small that fp16 has no full digits for them.
 2. While an output drifts further than the limit, the nodes where the error grows most stay in fp32 too, and what feeds
-   them when that does not help, until the limit holds, or so many weights are fp32 that it is no fp16 graph any more.
+   them when that does not help (:mod:`trrg_export.precision.lowered` has the loop).
 
 The drift is that of a GPU that rounds every tensor to fp16, see :func:`trrg_export.precision.layers.rounded`.
 """
@@ -16,8 +16,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
@@ -25,6 +23,14 @@ from onnx import TensorProto, numpy_helper
 
 from trrg_export.parity import ParityError
 from trrg_export.precision.layers import Feed, errors, magnitude, peaks, tensor_types
+from trrg_export.precision.lowered import (
+    FP32_SHARE,
+    Hopeless,
+    LoweredGraph,
+    Lowering,
+    named,
+    settle,
+)
 from trrg_export.to_onnx import clean
 from trrg_sdk.errors import UsageError
 
@@ -33,57 +39,19 @@ SAFE = _LARGEST / 2
 """The largest magnitude that may be measured in fp16: a study that nobody measured may reach further."""
 _ROUNDING = 2.0**-11  # half a unit in the last place
 _SMALLEST = 2.0**-14  # 6.1e-5: below this fp16 loses digits, and below 6e-8 everything
-_AS_BAD = 0.5  # of the largest growth of the error: such nodes go to fp32 in the same round
-_FP32_SHARE = 0.5  # of the weights: with more of them kept because of drift, fp32 is the honest name
 _PROTOBUF = 2**31 - 1  # bytes; the converter holds the graph in one message
 
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class KeptLayer:
-    """A node that computes in fp32.
-
-    Attributes:
-        name: Of the node.
-        op_type: Its operator.
-        reason: With the number that was measured.
-    """
-
-    name: str
-    op_type: str
-    reason: str
-
-
-@dataclass(frozen=True, eq=False)
-class HalfGraph:
-    """An fp16 graph with fp32 inputs and outputs.
-
-    Attributes:
-        model: The graph.
-        kept: What computes in fp32, in the graph's order.
-        drift: Output → largest difference from fp32, divided by the largest number where that is above 1.
-        worst: The fp16 node where the error grows most, with its operator; empty when there is none.
-    """
-
-    model: onnx.ModelProto
-    kept: tuple[KeptLayer, ...]
-    drift: Mapping[str, float]
-    worst: str
-
-    def lines(self) -> list[str]:
-        """One line for each layer in fp32."""
-        return [f"{layer.name} ({layer.op_type}) stays in fp32: {layer.reason}" for layer in self.kept]
-
-
-def to_half(model: onnx.ModelProto, feeds: Sequence[Feed], *, label: str, limit: float | None) -> HalfGraph:
+def to_half(model: onnx.ModelProto, feeds: Sequence[Feed], *, label: str, limit: float | None) -> LoweredGraph:
     """Turn a graph into fp16.
 
     Args:
         model: fp32, of standard operators; left as it is.
         feeds: Inputs of one run each, to measure with.
         label: The graph's name, for messages.
-        limit: How far an output may drift, see :class:`HalfGraph`; None asks only that every number stays one.
+        limit: How far an output may drift, see :class:`LoweredGraph`; None asks only that every number stays one.
 
     Returns:
         A checked graph, the same for the same input.
@@ -94,29 +62,23 @@ def to_half(model: onnx.ModelProto, feeds: Sequence[Feed], *, label: str, limit:
     """
     if model.ByteSize() > _PROTOBUF:
         raise UsageError(f"{label}: fp16 is made of graphs below 2 GiB, got {model.ByteSize()} bytes; use another one")
-    source = _named(model)
-    half = _settled(source, feeds, label, math.inf if limit is None else limit)
-    for line in half.lines():
+    source = named(model)
+
+    bound = math.inf if limit is None else limit
+    lowering = Lowering(
+        "fp16",
+        convert=lambda kept: _convert(source, kept),
+        judge=lambda half, kept: _compare(source, half, feeds, kept),
+        bound=bound,
+        as_bad=0.5,
+        reason="the relative error grows {:.2g}-fold in it",
+    )
+    found = settle(source, _unrepresentable(source, feeds), lowering)
+    if isinstance(found, Hopeless):
+        raise ParityError([_hopeless(label, found, bound)])
+    for line in found.lines():
         _LOG.info("%s: %s", label, line)
-    return half
-
-
-def _settled(source: onnx.ModelProto, feeds: Sequence[Feed], label: str, bound: float) -> HalfGraph:
-    """Keep more layers in fp32 until the drift holds the bound."""
-    kept = _unrepresentable(source, feeds)
-    widened, blamed = set[str](), ""
-    while True:
-        half = _convert(source, kept)
-        drift, growth = _compare(source, half, feeds, kept)
-        worst = max(growth, key=lambda name: growth[name], default="")
-        blamed = blamed or worst
-        if _holds(drift, bound):
-            return HalfGraph(half, _layers(source, kept), drift, _shown(source, worst))
-        added = [name for name in growth if growth[name] >= _AS_BAD * growth[worst]]
-        widened.update(added)
-        if not added or _share(source, widened) > _FP32_SHARE:
-            raise ParityError([_hopeless(label, drift, bound, _shown(source, blamed))])
-        kept |= {name: f"the relative error grows {growth[name]:.2g}-fold in it" for name in added}
+    return found
 
 
 def with_zeros(feeds: Sequence[Feed]) -> list[Feed]:
@@ -130,33 +92,6 @@ def with_zeros(feeds: Sequence[Feed]) -> list[Feed]:
     """
     zero = {name: np.zeros_like(a) if a.dtype == np.float32 else a for name, a in feeds[0].items()}
     return [*feeds, zero] if any(a.dtype == np.float32 for a in zero.values()) else list(feeds)
-
-
-def half_table(halves: Mapping[str, HalfGraph]) -> dict[str, Any]:
-    """Say for the manifest what was measured.
-
-    Args:
-        halves: Graph → what :func:`to_half` made of it.
-
-    Returns:
-        The drift of each output and the layers in fp32, of each graph; empty when there is none.
-    """
-    if not halves:
-        return {}
-    drift = {name: {k: float(f"{v:.3g}") for k, v in half.drift.items()} for name, half in halves.items()}
-    return {"fp16_drift": drift, "fp32_layers": {name: half.lines() for name, half in halves.items()}}
-
-
-def _named(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which every node has a name of its own: the converter knows nodes by name."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    seen: set[str] = set()
-    for index, node in enumerate(copy.graph.node):
-        if not node.name or node.name in seen:
-            node.name = f"{node.name or node.op_type}_at_{index}"
-        seen.add(node.name)
-    return copy
 
 
 def _unrepresentable(model: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[str, str]:
@@ -316,29 +251,9 @@ def _feeding(
     return found
 
 
-def _holds(drift: Mapping[str, float], bound: float) -> bool:
-    return all(math.isfinite(value) and value <= bound for value in drift.values())
-
-
-def _layers(model: onnx.ModelProto, kept: Mapping[str, str]) -> tuple[KeptLayer, ...]:
-    return tuple(KeptLayer(n.name, n.op_type, kept[n.name]) for n in model.graph.node if n.name in kept)
-
-
-def _shown(model: onnx.ModelProto, name: str) -> str:
-    return next((f"{node.name} ({node.op_type})" for node in model.graph.node if node.name == name), "")
-
-
-def _share(model: onnx.ModelProto, names: set[str]) -> float:
-    """How much of the weights the named nodes hold."""
-    sizes = {t.name: int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
-    held = {name for node in model.graph.node if node.name in names for name in node.input if name in sizes}
-    return sum(sizes[name] for name in held) / max(1, sum(sizes.values()))
-
-
-def _hopeless(label: str, drift: Mapping[str, float], bound: float, worst: str) -> str:
-    output = max(drift, key=lambda name: drift[name])
+def _hopeless(label: str, found: Hopeless, bound: float) -> str:
     return (
-        f"{label}.{output}: in fp16 it drifts by {drift[output]:.3g} from fp32, the limit is {bound:g}, and more than "
-        f"{_FP32_SHARE:.0%} of the weights would have to stay in fp32; the error grows most in the layer "
-        f"{worst or '(none)'}. Export this model in fp32 or int8"
+        f"{label}.{found.output}: in fp16 it drifts by {found.drift:.3g} from fp32, the limit is {bound:g}, and more "
+        f"than {FP32_SHARE:.0%} of the weights would have to stay in fp32; the error grows most in the layer "
+        f"{found.worst or '(none)'}. Export this model in fp32 or int8"
     )

@@ -1,8 +1,9 @@
 """What flows through the layers of a graph: how large numbers get, and where a second graph begins to differ.
 
-Used to decide which layers may compute in fp16. ONNX Runtime's CPU cannot show that by itself: it has few fp16 kernels,
-runs neighbours that lack one in fp32 without rounding between them, and so gives finite numbers for a graph that
-overflows on a GPU. :func:`rounded` makes it visible: the same graph in fp32 with every fp16 tensor rounded to fp16.
+Used to decide which layers may compute in less than fp32. ONNX Runtime's CPU cannot show that of fp16 by itself: it has
+few such kernels, runs neighbours that lack one in fp32 without rounding between them, and so gives finite numbers for a
+graph that overflows on a GPU. :func:`rounded` makes it visible: the same graph in fp32 with every fp16 tensor rounded
+to fp16.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def errors(model: onnx.ModelProto, half: onnx.ModelProto, feeds: Sequence[Feed])
             gap = _gap(value, other)
             _raise_to(found.tensors, name, gap / peak if peak else gap)
             if name in found.outputs:
-                _raise_to(found.outputs, name, gap / max(1.0, peak))
+                _raise_to(found.outputs, name, relative_gap(value, other))
     return found
 
 
@@ -150,6 +151,20 @@ def magnitude(value: Array) -> float:
     """
     finite = np.abs(value[np.isfinite(value)])
     return float(finite.max()) if finite.size else 0.0
+
+
+def relative_gap(wanted: Array, got: Array) -> float:
+    """Say how far an output is off.
+
+    Args:
+        wanted: Floating, any shape.
+        got: The same shape.
+
+    Returns:
+        The largest difference where the original is finite, divided by its largest number where that is above 1;
+        infinite where a number was lost.
+    """
+    return _gap(wanted, got) / max(1.0, magnitude(wanted))
 
 
 class _Watch:

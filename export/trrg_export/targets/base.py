@@ -1,9 +1,10 @@
 """What every target module works on, and what it has.
 
-The names of a target module are ``NAME`` (of the option ``--target``), ``TARGET`` (of the manifest), ``PACKAGES``
-(distributions that make it, beside those of every export), ``unavailable_reason() -> str | None`` and
-``add(site: ProvenSite) -> TargetSpec``: it writes what the target needs beside the bundle's own graphs, tries it as far
-as this machine can, and raises :class:`~trrg_export.parity.ParityError` where it does not do what PyTorch does.
+The names of a target module are ``NAME`` (of the option ``--target``), ``TARGET`` (of the manifest), ``PRECISIONS``
+(of bundles that can have it), ``PACKAGES`` (distributions that make it, beside those of every export),
+``unavailable_reason() -> str | None`` and ``add(site: ProvenSite) -> TargetSpec``: it writes what the target needs
+beside the bundle's own graphs, tries it as far as this machine can, and raises
+:class:`~trrg_export.parity.ParityError` where it does not do what PyTorch does.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 
-from trrg_export.parity import Exported, ParityError, compare
+from trrg_export.parity import LIMITS, Exported, ParityError, compare
 from trrg_export.targets.base import ProvenSite
 from trrg_sdk.backends import openvino as backend
 from trrg_sdk.errors import BundleError
@@ -13,6 +13,7 @@ from trrg_sdk.manifest import TargetSpec
 
 NAME = "openvino"
 TARGET = backend.TARGET
+PRECISIONS = tuple(LIMITS)
 PACKAGES: tuple[str, ...] = ("openvino",)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 
-from trrg_export.parity import ParityError
+from trrg_export.parity import LIMITS, ParityError
 from trrg_export.targets.base import Site
 from trrg_sdk.backends import onnxruntime as backend
 from trrg_sdk.errors import BundleError, DeviceError
@@ -12,6 +12,7 @@ from trrg_sdk.manifest import GRAPH_NAMES, TargetSpec
 
 NAME = "ort"
 TARGET = "ort-cpu"
+PRECISIONS = tuple(LIMITS)
 PACKAGES: tuple[str, ...] = ()
 
 

@@ -24,7 +24,7 @@ from trrg_export.to_onnx import clean, export_graph, save, tensor_specs
 from trrg_sdk.errors import UsageError
 from trrg_sdk.manifest import GraphSpec, TargetSpec
 
-PRECISIONS = {"fp32": ("fp32", "fp32"), "fp16": ("fp16", "fp16"), "int4": ("fp16", "int4")}
+FORMS = {"fp32": ("fp32", "fp32"), "fp16": ("fp16", "fp16"), "int4": ("fp16", "int4")}
 """Of the bundle → of the three traced graphs and of the decoder."""
 _BLOCKS = (32, 16)  # weights that share a scale: TensorRT wants whole blocks, so the first that fits all widths
 _OPSET_INT4 = 21  # the first with 4-bit integers
@@ -43,7 +43,7 @@ def add_engines(site: ProvenSite, library: EngineLibrary) -> TargetSpec:
         What the manifest says about it.
 
     Raises:
-        UsageError: The precision is none of ``PRECISIONS``, or the language model is of another family.
+        UsageError: The language model is of another family.
         ParityError: A graph does not do what PyTorch does.
         DeviceError: The library refuses a graph.
     """
@@ -73,9 +73,7 @@ def write_graphs(site: ProvenSite, name: str) -> dict[str, GraphSpec]:
     Raises:
         UsageError: See :func:`add_engines`.
     """
-    if site.precision not in PRECISIONS:
-        raise UsageError(f"target {name}: expected a precision of {', '.join(PRECISIONS)}, got {site.precision!r}")
-    traced, decoding = PRECISIONS[site.precision]
+    traced, decoding = FORMS[site.precision]
     folder = Path("graphs", name)
     (site.folder / folder).mkdir(parents=True)
     found = {}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from trrg_export.engine_builder import LIBRARIES
 from trrg_export.targets.base import ProvenSite
-from trrg_export.targets.tensorrt_graphs import add_engines
+from trrg_export.targets.tensorrt_graphs import FORMS, add_engines
 from trrg_sdk.manifest import TargetSpec
 
 NAME = "tensorrt-rtx"
 TARGET = "tensorrt-rtx"
+PRECISIONS = tuple(FORMS)
 PACKAGES: tuple[str, ...] = (LIBRARIES[NAME].package,)
 
 
@@ -21,7 +22,7 @@ def add(site: ProvenSite) -> TargetSpec:
     """Write clean graphs, compare them with PyTorch, and build an engine of each; running one needs a GPU.
 
     Raises:
-        UsageError: The precision is none that the graphs can have, or the language model is of another family.
+        UsageError: The language model is of another family.
         ParityError: A graph does not do what PyTorch does.
         DeviceError: TensorRT-RTX refuses a graph.
     """

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from trrg_export.parity import Difference, ParityError
+from trrg_export.parity import LIMITS, Difference, ParityError
 from trrg_export.targets.base import ProvenSite
 from trrg_export.to_onnx import quiet
 from trrg_sdk.manifest import TargetSpec
@@ -27,6 +27,7 @@ from trrg_train.models.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 NAME = "trtllm"
 TARGET = "trtllm"
+PRECISIONS = tuple(LIMITS)
 PACKAGES: tuple[str, ...] = ()
 FOLDER = "trtllm"
 CONTRACT = f"{FOLDER}/prompt_embedding.json"
