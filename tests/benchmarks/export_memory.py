@@ -103,9 +103,12 @@ def measure(shape: dict[str, int], folder: Path) -> Cost:
     return Cost(parameters, checkpoint, bundle, peak, seconds)
 
 
-def write_checkpoint(shape: dict[str, int], folder: Path) -> int:
-    """Write a stage-2 checkpoint with random weights; returns the parameters of its language model."""
-    settings = read_config(CONFIG)
+def write_checkpoint(shape: dict[str, int], folder: Path, *, config: Path = CONFIG) -> int:
+    """Write a stage-2 checkpoint with random weights; returns the parameters of its language model.
+
+    All but the language model is as the configuration has it.
+    """
+    settings = read_config(config)
     names = {
         "hidden_size": "hidden",
         "num_hidden_layers": "layers",
