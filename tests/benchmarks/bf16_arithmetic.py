@@ -1,0 +1,101 @@
+"""What bf16 does to labels, computed by PyTorch: for a machine whose processor OpenVINO refuses bf16 on.
+
+The checkpoint's parity studies go through the gate of ``trrg-export --bf16``, with PyTorch's bf16 in place of OpenVINO's
+in the three graphs. It is the same arithmetic (products of bf16 numbers, summed in fp32) but not the same kernels, so
+the differences have OpenVINO's size and not its digits.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from trrg_export.build import ExportOptions, export_bundle
+from trrg_export.parity import LIMITS, Exported, compare
+from trrg_export.reference import run_pytorch
+from trrg_export.to_onnx import GraphPlan, plans
+from trrg_sdk.backends import onnxruntime
+from trrg_sdk.backends.ort_decoder import OrtDecoder
+from trrg_sdk.bundle import Bundle
+from trrg_sdk.manifest import DecoderSpec, GraphSpec, TensorSpec
+from trrg_train.models.checkpoint import load_checkpoint
+
+ROUNDED, PRODUCTS = "every tensor in bf16", "products in bf16, norms and softmax in fp32 (autocast)"
+
+
+class TorchGraph:
+    """A graph of the bundle, computed by PyTorch in bf16."""
+
+    def __init__(self, plan: GraphPlan, spec: GraphSpec, *, rounded: bool) -> None:
+        """Take the graph's place; ``rounded`` keeps every tensor in bf16."""
+        self.inputs: tuple[TensorSpec, ...] = spec.inputs
+        self.outputs: tuple[TensorSpec, ...] = spec.outputs
+        self._names = [tensor.name for tensor in plan.inputs]
+        self._rounded = rounded
+        self._module: nn.Module = copy.deepcopy(plan.module).bfloat16() if rounded else plan.module
+
+    @torch.no_grad()
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run once; inputs and outputs are the graph's."""
+        tensors = [torch.from_numpy(inputs[name]) for name in self._names]
+        if self._rounded:
+            tensors = [tensor.bfloat16() if tensor.is_floating_point() else tensor for tensor in tensors]
+        with torch.autocast("cpu", torch.bfloat16, enabled=not self._rounded):
+            values: Any = self._module(*tensors)
+        values = (values,) if isinstance(values, torch.Tensor) else values
+        return {spec.name: value.float().numpy() for spec, value in zip(self.outputs, values, strict=True)}
+
+
+class TorchBackend:
+    """The three graphs in PyTorch's bf16, the decoder on ONNX Runtime as it is beside OpenVINO."""
+
+    def __init__(self, planned: tuple[GraphPlan, ...], *, rounded: bool) -> None:
+        """Compute the planned graphs."""
+        self._inner = onnxruntime.open_backend(device="cpu", threads=torch.get_num_threads())
+        self._plans = {f"{plan.name}.onnx": plan for plan in planned}
+        self._rounded = rounded
+        self.name, self.device, self.target = self._inner.name, self._inner.device, self._inner.target
+
+    def graph(self, path: Path, *, spec: GraphSpec | None = None) -> TorchGraph:
+        """Give PyTorch's form of a graph of the bundle."""
+        assert spec is not None
+        return TorchGraph(self._plans[path.name], spec, rounded=self._rounded)
+
+    def decoder(self, path: Path, spec: DecoderSpec) -> OrtDecoder:
+        """Open the decoder, which stays in fp32."""
+        return self._inner.decoder(path, spec)
+
+
+def outcomes(checkpoint: Path) -> dict[str, Mapping[str, Any]]:
+    """The gate's table of each kind of bf16; nothing is refused.
+
+    Args:
+        checkpoint: Of stage 2.
+    """
+    loaded = load_checkpoint(checkpoint)
+    config = loaded.config
+    planned = plans(
+        loaded.trrg(),
+        channels=loaded.preprocess.channels,
+        size=config.image_size,
+        patches=config.patches,
+        joint_dim=config.joint_dim,
+    )
+    reference = run_pytorch(loaded, loaded.parity_pixels())
+    tables = {}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "bundle"
+        export_bundle(checkpoint, out, ExportOptions(studies=1))
+        for name in (ROUNDED, PRODUCTS):
+            backend = TorchBackend(planned, rounded=name == ROUNDED)
+            exported = Exported(Bundle.load(out), "bf16", backend)
+            report = compare(exported, planned, reference, limits=LIMITS["bf16"])
+            tables[name] = {**report.table, "failures": report.failures}
+    return tables
