@@ -1,8 +1,8 @@
 """What bf16 does to labels, computed by PyTorch: for a machine whose processor OpenVINO refuses bf16 on.
 
-The checkpoint's parity studies go through the gate of ``trrg-export --bf16``, with PyTorch's bf16 in place of OpenVINO's
-in the three graphs. It is the same arithmetic (products of bf16 numbers, summed in fp32) but not the same kernels, so
-the differences have OpenVINO's size and not its digits.
+The checkpoint's parity studies go through the gate of ``trrg-export --bf16``, with PyTorch's bf16 in the three graphs
+in place of OpenVINO's. It is the same arithmetic (products of bf16 numbers, summed in fp32) but not the same kernels:
+where OpenVINO rounds in between is its own affair.
 """
 
 from __future__ import annotations
