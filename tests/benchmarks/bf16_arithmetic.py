@@ -89,7 +89,7 @@ def outcomes(checkpoint: Path) -> dict[str, Mapping[str, Any]]:
         joint_dim=config.joint_dim,
     )
     reference = run_pytorch(loaded, loaded.parity_pixels())
-    tables = {}
+    tables: dict[str, Mapping[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "bundle"
         export_bundle(checkpoint, out, ExportOptions(studies=1))

@@ -73,12 +73,8 @@ def contestants(
         BASELINE: lambda: runtime.graph(path),
         "ONNX Runtime int8, dynamic": lambda: runtime.graph(dynamic),
         "ONNX Runtime int8, static QDQ": lambda: runtime.graph(static),
-        **{
-            f"OpenVINO {precision}": lambda precision=precision: opened.graph(
-                path, spec=GraphSpec(path.name, precision, plan.inputs, ())
-            )
-            for precision in ("fp32", "bf16")
-        },
+        "OpenVINO fp32": partial(opened.graph, path, spec=GraphSpec(path.name, "fp32", plan.inputs, ())),
+        "OpenVINO bf16": partial(opened.graph, path, spec=GraphSpec(path.name, "bf16", plan.inputs, ())),
         "OpenVINO int8, the same static QDQ": lambda: opened.graph(static),
     }
     for name, opening in graphs.items():
