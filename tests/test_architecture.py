@@ -34,7 +34,7 @@ MAX_FUNCTION_LINES = 40
 LAYERS = (
     {"errors", "report", "version"},
     {"bundle", "engines", "manifest", "signature", "strict_json", "summary"},
-    {"dicom", "dicom_tags", "pixel_data", "pixels", "codestream", "study"}
+    {"context", "dicom", "dicom_tags", "pixel_data", "pixels", "codestream", "reading", "study"}
     | {"gate", "photometry", "preprocess", "labeler", "label_rules", "sentences"},
     {"backends"},
     {"clues", "decoding", "verify"},

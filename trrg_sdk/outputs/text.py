@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable
 from itertools import groupby
 
+from trrg_sdk.reading import Reading
 from trrg_sdk.report import ClueScore, Evidence, GateReason, HeatPeak, Omission, Report, Sentence
 
 NAME = "text"
@@ -20,8 +21,9 @@ _MARKS = {
 }
 
 
-def render(report: Report) -> bytes:
+def render(reading: Reading) -> bytes:
     """UTF-8 text with Unix line ends, for a fixed-width font."""
+    report = reading.report
     blocks = [
         _banner(report),
         *_sections(report.sentences),
@@ -31,6 +33,10 @@ def render(report: Report) -> bytes:
         _provenance(report),
     ]
     return ("\n\n".join(block for block in blocks if block) + "\n").encode()
+
+
+def unavailable_reason() -> None:
+    """Nothing is needed."""
 
 
 def _banner(report: Report) -> str:
