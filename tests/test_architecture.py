@@ -69,6 +69,7 @@ NOT_LOADED_BY_THE_DOOR = (
     "openvino",
     "tensorrt",
     "pydicom",
+    "highdicom",
     "tokenizers",
     "PIL",
     "trrg_train",
