@@ -19,6 +19,7 @@ _MODULES = {
     "sr": "dicom_sr",
     "sr-basic": "dicom_sr_basic",
     "sr-3d": "dicom_sr_3d",
+    "heat": "dicom_heat",
 }
 FORMATS = tuple(_MODULES)
 

@@ -100,12 +100,12 @@ def series_of(kind: Kind, reading: Reading) -> dict[str, Any]:
 
 def observer(report: Report) -> ObservationContext:
     """TID 1001: the program with this bundle looked, and nobody else."""
-    from highdicom.sr import DeviceObserverIdentifyingAttributes, ObservationContext, ObserverContext
+    from highdicom.sr import CodedConcept, DeviceObserverIdentifyingAttributes, ObservationContext, ObserverContext
 
     made = report.provenance
     return ObservationContext(
         observer_device_context=ObserverContext(
-            observer_type=code(coding.DEVICE),
+            observer_type=CodedConcept.from_code(code(coding.DEVICE)),
             observer_identifying_attributes=DeviceObserverIdentifyingAttributes(
                 uid=to_uid(device_uuid(made)),
                 name=device_name(report),
