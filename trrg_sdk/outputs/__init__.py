@@ -20,6 +20,8 @@ _MODULES = {
     "sr-basic": "dicom_sr_basic",
     "sr-3d": "dicom_sr_3d",
     "heat": "dicom_heat",
+    "fhir": "fhir",
+    "fhir-r5": "fhir_r5",
 }
 FORMATS = tuple(_MODULES)
 
@@ -67,6 +69,9 @@ def open_output(name: str) -> Output:
 
 def missing_package(package: str, *, extra: str, output: str) -> str | None:
     """One sentence when ``package`` is not installed, else None."""
-    if find_spec(package) is not None:
-        return None
+    try:
+        if find_spec(package) is not None:
+            return None
+    except ModuleNotFoundError:  # the parent of a package with a dot
+        pass
     return f"output {output} needs {package}, which is not installed; pip install 'trrg-sdk[{extra}]'"
