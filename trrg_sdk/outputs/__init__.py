@@ -22,6 +22,7 @@ _MODULES = {
     "heat": "dicom_heat",
     "fhir": "fhir",
     "fhir-r5": "fhir_r5",
+    "hl7": "hl7",
 }
 FORMATS = tuple(_MODULES)
 
