@@ -35,6 +35,7 @@ IMPORT_NAMES = {
 }
 USED_THROUGH = {
     "accelerate": "transformers.Trainer",
+    "fhir.resources": "importlib, by the release of FHIR",
     "tensorboard": "torch.utils.tensorboard",
     "tensorrt-rtx": "importlib, by the name of the library",
     "onnxscript": "torch.onnx.export",
