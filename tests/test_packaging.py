@@ -35,6 +35,7 @@ IMPORT_NAMES = {
 }
 USED_THROUGH = {
     "accelerate": "transformers.Trainer",
+    "fhir.resources": "importlib, by the release of FHIR",
     "tensorboard": "torch.utils.tensorboard",
     "tensorrt-rtx": "importlib, by the name of the library",
     "onnxscript": "torch.onnx.export",
@@ -81,7 +82,7 @@ def third_party_imports(package: str) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("package", "extras"),
     [
-        ("trrg_sdk", ("", "cpu", "gpu", "openvino", "signature", "sr")),
+        ("trrg_sdk", ("", "cpu", "gpu", "openvino", "signature", "sr", "fhir", "hl7")),
         ("trrg_train", ("", "train", "cpu")),
         ("trrg_export", ("", "cpu", "train", "signature", "export", "gptq")),
     ],

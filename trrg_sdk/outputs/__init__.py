@@ -16,12 +16,14 @@ from trrg_sdk.reading import Reading
 _MODULES = {
     "text": "text",
     "json": "json",
+    "html": "html",
     "sr": "dicom_sr",
     "sr-basic": "dicom_sr_basic",
     "sr-3d": "dicom_sr_3d",
     "heat": "dicom_heat",
     "fhir": "fhir",
     "fhir-r5": "fhir_r5",
+    "hl7": "hl7",
 }
 FORMATS = tuple(_MODULES)
 

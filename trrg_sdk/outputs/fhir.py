@@ -1,8 +1,8 @@
 """FHIR R4: a transaction Bundle with a preliminary DiagnosticReport, an Observation a clue, Device and Provenance.
 
 A server that is given the bundle files it in one piece, and once: what has an identifier is created only where that is
-not there yet. Patient and ImagingStudy are referred to by identifier; they are the server's own. Neither R4 nor R5 lets a
-Device perform a DiagnosticReport, so it stands in every Observation and as the agent of the Provenance.
+not there yet. Patient and ImagingStudy are referred to by identifier; they are the server's own. Neither R4 nor R5 lets
+a Device perform a DiagnosticReport, so it stands in every Observation and as the agent of the Provenance.
 
 Checked with ``fhir.resources`` before it is written. That package has R4B (4.3.0) and R5, no plain R4 (4.0.1); of the
 resources used here R4 and R4B are the same, and the tests also read the bundle with models generated from 4.0.1.
@@ -129,7 +129,7 @@ def _device(reading: Reading, release: Release) -> dict[str, Any]:
 
 
 def _observation(clue: ClueScore, reading: Reading, context: StudyContext, device: UUID) -> dict[str, Any]:
-    components = [
+    components: list[dict[str, Any]] = [
         {"code": _concept(coding.PROBABILITY), "valueQuantity": _quantity(clue.probability)},
         {"code": _concept(coding.THRESHOLD), "valueQuantity": _quantity(clue.threshold)},
     ]
