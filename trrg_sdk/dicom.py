@@ -261,7 +261,7 @@ def _parse(content: bytes) -> Dataset:
 
 
 def looks_like_dicom(dataset: Dataset) -> bool:
-    """Say whether it is one: without the "DICM" mark, only a known SOP class or an image's elements make a DICOM file."""
+    """Say whether it is one: without the "DICM" mark, only a known SOP class or an image's elements make one."""
     from pydicom.uid import UID
 
     known = UID(tags.uid(dataset, "SOPClassUID")).type == "SOP Class"

@@ -30,7 +30,7 @@ class Header:
         described: As ``trrg_sdk.dicom.load`` gives it, but with no pixels and without what stands in other elements.
         rows: (0028,0010), 0 when it is absent: then the object is no image.
         columns: (0028,0011).
-        derived: Made from other images after the examination: Image Type (0008,0008) is DERIVED\\SECONDARY. DERIVED
+        derived: Made from other images after the examination: Image Type (0008,0008) is DERIVED, SECONDARY. DERIVED
             alone is what many detectors call every processed image.
         directory: A DICOMDIR.
     """

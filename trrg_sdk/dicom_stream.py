@@ -91,7 +91,7 @@ def read_elements(stream: BinaryIO, keywords: tuple[str, ...]) -> Dataset:
 
 
 def _after_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
-    return tag > _PIXEL_DATA
+    return int(tag) > _PIXEL_DATA
 
 
 def _too_much(what: str) -> DicomError:

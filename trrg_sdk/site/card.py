@@ -41,7 +41,7 @@ def thumbnail(pixels: NDArray[np.float32]) -> bytes:
 
 def facts(report: Report) -> dict[str, float]:
     """The numbers of a report that the summary lists: sentences of each verdict, then the clues' probabilities."""
-    counted = Counter(sentence.verdict for sentence in report.sentences)
+    counted: Counter[str] = Counter(sentence.verdict for sentence in report.sentences)
     verdicts = {verdict: float(counted[verdict]) for verdict in sorted(_VERDICTS)}
     return {**verdicts, **{f"clue {clue.name}": round(clue.probability, 4) for clue in report.clues}}
 

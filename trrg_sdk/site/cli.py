@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trrg_sdk.errors import InputError, UsageError
+from trrg_sdk.errors import InputError
 
 if TYPE_CHECKING:
     from trrg_sdk.reporter import Reporter

@@ -20,39 +20,60 @@ _STYLE = """
 body { margin: 0 auto; max-width: 76rem; padding: 1rem; font: 15px/1.45 system-ui, sans-serif; color: var(--ink);
   background: #f3f5f8 }
 h1 { font-size: 1.4rem; margin: 0 0 .3rem }
-.draft { background: #fff4d6; border: 1px solid #e5c768; border-radius: 6px; padding: .5rem .8rem; margin: .5rem 0 }
-.key span, nav a, nav b { display: inline-block; margin: .15rem .3rem .15rem 0; padding: .1rem .5rem; border-radius: 4px }
+.draft { background: #fff4d6; border: 1px solid #e5c768; border-radius: 6px; padding: .5rem .8rem;
+  margin: .5rem 0 }
+.key span, nav a, nav b { display: inline-block; margin: .15rem .3rem .15rem 0; padding: .1rem .5rem;
+  border-radius: 4px }
 nav a, nav b { border: 1px solid var(--edge); background: #fff }
 nav b { background: var(--ink); color: #fff }
 article { background: #fff; border: 1px solid var(--edge); border-left: 6px solid #8b96a5; border-radius: 6px;
   margin: .8rem 0; padding: .7rem .9rem; content-visibility: auto; contain-intrinsic-size: auto 22rem }
-article.contradicted { border-left-color: #c62828 } article.unsupported { border-left-color: #e08a00 }
-article.supported { border-left-color: #2e7d32 } article.refused, article.failed { border-left-color: #4a5568 }
+article.contradicted { border-left-color: #c62828 }
+article.unsupported { border-left-color: #e08a00 }
+article.supported { border-left-color: #2e7d32 }
+article.refused, article.failed { border-left-color: #4a5568 }
 article header { display: flex; flex-wrap: wrap; gap: .2rem .9rem; align-items: baseline }
 h2 { font: 600 .95rem ui-monospace, monospace; margin: 0 }
 time, header span { color: var(--soft); font-size: .85rem }
-.row { display: grid; grid-template-columns: 15rem minmax(0, 1fr) 17rem; gap: 1rem; margin-top: .6rem; align-items: start }
+.row { display: grid; grid-template-columns: 15rem minmax(0, 1fr) 17rem; gap: 1rem; margin-top: .6rem;
+  align-items: start }
 .picture img { display: block; width: 100%; height: auto; background: #000; border-radius: 4px }
 .none { background: #e7ebf0; color: var(--soft); border-radius: 4px; padding: 2.2rem 0; text-align: center }
-h3 { margin: .5rem 0 .2rem; font-size: .75rem; letter-spacing: .06em; text-transform: uppercase; color: var(--soft) }
+h3 { margin: .5rem 0 .2rem; font-size: .75rem; letter-spacing: .06em; text-transform: uppercase;
+  color: var(--soft) }
 .said h3:first-child { margin-top: 0 }
 .said p { margin: .2rem 0; padding: .15rem .5rem; border-radius: 4px; overflow-wrap: anywhere }
-.supported.v, p.supported { background: #e3f2e4 } .unsupported.v, p.unsupported { background: #fdebcf }
-.contradicted.v, p.contradicted { background: #fbdcdc; font-weight: 600 } .not_checkable.v, p.not_checkable { background: #eceff3 }
+.supported.v, p.supported { background: #e3f2e4 }
+.unsupported.v, p.unsupported { background: #fdebcf }
+.contradicted.v, p.contradicted { background: #fbdcdc; font-weight: 600 }
+.not_checkable.v, p.not_checkable { background: #eceff3 }
 p.omitted { border: 1px dashed #c62828 }
-details { margin-top: .5rem; color: var(--soft); font-size: .85rem } details ul { margin: .3rem 0; padding-left: 1.2rem }
+details { margin-top: .5rem; color: var(--soft); font-size: .85rem }
+details ul { margin: .3rem 0; padding-left: 1.2rem }
 .clues { list-style: none; margin: 0; padding: 0; font-size: .8rem }
 .clue { display: grid; grid-template-columns: 9.6rem minmax(3rem, 1fr) 2.4rem; gap: .4rem; align-items: center;
   color: var(--soft); padding: .05rem 0 }
-.clue span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap } .clue b { text-align: right; font-weight: 400 }
+.clue span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
+.clue b { text-align: right; font-weight: 400 }
 .clue svg { width: 100%; height: .55rem; background: #e7ebf0; border-radius: 2px }
-.clue rect { fill: #8b96a5 } .clue line { stroke: #1c2430; stroke-width: 1.2; vector-effect: non-scaling-stroke }
-.clue.present { color: var(--ink); font-weight: 600 } .clue.present rect { fill: #1e66b8 } .clue.present b { font-weight: 600 }
-.reasons { grid-column: 2 / -1; margin: 0; padding-left: 1.1rem } .reasons li { margin: .2rem 0 }
-.reasons b { font: 600 .85rem ui-monospace, monospace } .reasons i { color: var(--soft) }
-@media (max-width: 60rem) { .row { grid-template-columns: 11rem minmax(0, 1fr) } .clues { grid-column: 1 / -1 } }
-@media (max-width: 36rem) { .row { grid-template-columns: minmax(0, 1fr) } .picture { max-width: 16rem }
-  .clues, .reasons { grid-column: auto } }
+.clue rect { fill: #8b96a5 }
+.clue line { stroke: #1c2430; stroke-width: 1.2; vector-effect: non-scaling-stroke }
+.clue.present { color: var(--ink); font-weight: 600 }
+.clue.present rect { fill: #1e66b8 }
+.clue.present b { font-weight: 600 }
+.reasons { grid-column: 2 / -1; margin: 0; padding-left: 1.1rem }
+.reasons li { margin: .2rem 0 }
+.reasons b { font: 600 .85rem ui-monospace, monospace }
+.reasons i { color: var(--soft) }
+@media (max-width: 60rem) {
+  .row { grid-template-columns: 11rem minmax(0, 1fr) }
+  .clues { grid-column: 1 / -1 }
+}
+@media (max-width: 36rem) {
+  .row { grid-template-columns: minmax(0, 1fr) }
+  .picture { max-width: 16rem }
+  .clues, .reasons { grid-column: auto }
+}
 """
 _KEY = "supported unsupported contradicted not_checkable".split()
 
@@ -70,9 +91,9 @@ def pages(rows: Mapping[str, Row], cards: Path) -> dict[str, bytes]:
     Raises:
         UsageError: A piece cannot be read.
     """
-    names = list(reversed(rows))
+    names = list(rows)[::-1]
     parts = [names[start : start + PAGE] for start in range(0, len(names), PAGE)] or [[]]
-    counted = Counter(row.state for row in rows.values())
+    counted: Counter[str] = Counter(row.state for row in rows.values())
     return {
         file_name(number): _page(part, cards, number=number, count=len(parts), counted=counted)
         for number, part in enumerate(parts, start=1)

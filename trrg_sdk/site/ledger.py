@@ -177,8 +177,11 @@ def _entries(database: sqlite3.Connection) -> dict[bytes, Entry]:
 
 
 def _rows(database: sqlite3.Connection) -> dict[bytes, Row]:
-    rows = database.execute("SELECT * FROM studies ORDER BY finished")
-    return {row[0]: Row(*row[1:8], json.loads(row[8]), row[9]) for row in rows}
+    found = {}
+    for study, *values, facts, finished in database.execute("SELECT * FROM studies ORDER BY finished"):
+        content, quick, manifest, formats, state, code, message = values
+        found[study] = Row(content, quick, manifest, formats, state, code, message, json.loads(facts), finished)
+    return found
 
 
 def _open(path: Path) -> sqlite3.Connection:

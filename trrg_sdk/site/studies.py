@@ -149,7 +149,8 @@ def group(files: Iterable[Found], entries: Mapping[bytes, Entry], *, left_out: C
 
 
 def _study(key: bytes, items: list[tuple[Found, Entry]]) -> Study:
-    candidates, left_out = [], []
+    candidates: list[Image] = []
+    left_out: list[Image] = []
     seen: set[bytes] = set()
     for found, entry in sorted(items, key=lambda item: (item[1].order, str(item[0].path), item[0].member or 0)):
         duplicate = bool(entry.instance) and entry.instance in seen
