@@ -90,20 +90,18 @@ class Open:
         return tally
 
     def round(self, progress: Progress, stopped: Callable[[], bool]) -> Tally:
-        """Do one round, and rewrite the pages when it changed anything, also when it is broken off."""
-        finished = None
+        """Do one round, and rewrite the pages when they are behind, also when it is broken off."""
         try:
-            tally = self.batch.round(progress, stopped)
-            finished = sum(tally.finished.values())
+            return self.batch.round(progress, stopped)
         finally:
-            if finished != 0 or not (self.out / index_page.file_name(1)).exists():
+            if not self.ledger.pages_are_current() or not (self.out / index_page.file_name(1)).exists():
                 self._write_pages()
-        return tally
 
     def _write_pages(self) -> None:
         rows: dict[str, Row] = {key.hex()[:16]: row for key, row in self.ledger.rows().items()}
         files = {**index_page.pages(rows, self.out / CARDS), summary_table.FILE: summary_table.render(rows)}
         outbox.write({self.out / name: content for name, content in files.items()})
+        self.ledger.pages_written()
 
 
 def open_outputs(names: str) -> Options:

@@ -37,6 +37,7 @@ CREATE TABLE files (file BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, study
 CREATE TABLE studies (study BLOB PRIMARY KEY, content BLOB, quick BLOB, manifest TEXT, formats TEXT, state TEXT,
                       code TEXT, message TEXT, facts TEXT, finished TEXT) WITHOUT ROWID;
 CREATE TABLE audit (number INTEGER PRIMARY KEY, line TEXT);
+CREATE TABLE pages (audit INTEGER);
 """
 _Statement = tuple[str, list[tuple[Any, ...]]]
 _Result = TypeVar("_Result")
@@ -122,6 +123,15 @@ class Ledger:
         with self._lock:
             self._commit(statements)
             self._complete_audit()
+
+    def pages_are_current(self) -> bool:
+        """Say whether the pages were written after the last outcome."""
+        query = "SELECT (SELECT max(number) FROM audit) IS (SELECT max(audit) FROM pages)"
+        return bool(self._try(lambda: self._database.execute(query).fetchone())[0])
+
+    def pages_written(self) -> None:
+        """Note that the pages show every outcome."""
+        self._commit([("INSERT INTO pages SELECT max(number) FROM audit WHERE ?", [(1,)])])
 
     def _commit(self, statements: Iterable[_Statement]) -> None:
         def work() -> None:
