@@ -34,7 +34,8 @@ MAX_FUNCTION_LINES = 40
 LAYERS = (
     {"errors", "report", "version"},
     {"bundle", "engines", "manifest", "signature", "strict_json", "summary"},
-    {"dicom", "dicom_header", "dicom_stream", "dicom_tags", "pixel_data", "pixels", "codestream", "study"}
+    {"context", "dicom", "dicom_header", "dicom_stream", "dicom_tags", "pixel_data", "pixels", "codestream"}
+    | {"reading", "study"}
     | {"gate", "photometry", "preprocess", "labeler", "label_rules", "sentences"},
     {"backends"},
     {"clues", "decoding", "verify"},
@@ -69,6 +70,7 @@ NOT_LOADED_BY_THE_DOOR = (
     "openvino",
     "tensorrt",
     "pydicom",
+    "highdicom",
     "tokenizers",
     "PIL",
     "trrg_train",

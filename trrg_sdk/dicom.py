@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from trrg_sdk import dicom_tags as tags
 from trrg_sdk import pixel_data
+from trrg_sdk.context import StudyContext, read_context
 from trrg_sdk.dicom_stream import read_all
 from trrg_sdk.errors import DicomError, InputError
 from trrg_sdk.pixels import Window, show
@@ -74,6 +75,7 @@ class Radiograph:
         frames: Always 1: more are refused.
         patient_age_years: From (0010,1010).
         notes: What had to be assumed, one sentence each.
+        context: The patient's and the study's attributes; None for an array.
 
     Every string is "" when the file does not hold it (or holds no valid code).
     """
@@ -93,6 +95,7 @@ class Radiograph:
     frames: int = 1
     patient_age_years: float | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+    context: StudyContext | None = field(default=None, repr=False)
 
     @property
     def pixel_size(self) -> tuple[float, float]:
@@ -273,6 +276,7 @@ def _from_dataset(dataset: Dataset) -> Radiograph:
     stored, decode_notes = pixel_data.stored_values(dataset)
     shown = show(stored, dataset)
     spacing, aspect, spacing_notes = _spacing(dataset)
+    context = read_context(dataset)
     return Radiograph(
         pixels=shown.pixels,
         spacing_mm=spacing,
@@ -287,7 +291,8 @@ def _from_dataset(dataset: Dataset) -> Radiograph:
         photometric_interpretation=tags.code(dataset, "PhotometricInterpretation"),
         window=shown.window,
         patient_age_years=tags.age_years(dataset),
-        notes=decode_notes + shown.notes + spacing_notes,
+        notes=decode_notes + shown.notes + spacing_notes + context.notes,
+        context=context,
     )
 
 

@@ -78,7 +78,7 @@ def test_nothing_is_done_twice(batch: Batch, tmp_path: Path, monkeypatch: pytest
     def never(*_: object) -> None:
         raise AssertionError("reported again")
 
-    monkeypatch.setattr("trrg_sdk.reporter.Reporter.report", never)
+    monkeypatch.setattr("trrg_sdk.reporter.Reporter.read", never)
     monkeypatch.setattr("trrg_sdk.site.batch.outbox.write", never)
     assert batch() == 0
     os.utime(files[0])  # touched, and the same
@@ -368,7 +368,7 @@ def test_a_device_that_fails_stops_the_batch(batch: Batch, tmp_path: Path, monke
         raise DeviceError("the device failed")
 
     studies(tmp_path / "in", 3)
-    monkeypatch.setattr(Reporter, "report", broken)
+    monkeypatch.setattr(Reporter, "read", broken)
     assert batch() == 5
     assert states(tmp_path / "out") == {}
     monkeypatch.undo()

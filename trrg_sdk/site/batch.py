@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 from trrg_sdk.dicom import Radiograph
-from trrg_sdk.errors import RefusedError
+from trrg_sdk.errors import InputError, RefusedError
+from trrg_sdk.outputs.deidentify import deidentify
+from trrg_sdk.reading import Reading
 from trrg_sdk.report import Report
 from trrg_sdk.reporter import Reporter
 from trrg_sdk.site import outbox
@@ -133,7 +135,7 @@ class Batch:
             if isinstance(outcome.error, RefusedError):
                 again.append(prepared.retry(outcome.error))
             else:
-                self._finish(replace(prepared, error=outcome.error), outcome.report, run)
+                self._finish(replace(prepared, error=outcome.error), outcome.reading, run)
         return again
 
     def _images(self, tasks: deque[Task], run: _Round, sent: deque[Prepared]) -> Iterator[Radiograph]:
@@ -165,16 +167,19 @@ class Batch:
         now = (self._reporter.bundle.manifest_sha256, self._options.formats, prepared.task.content)
         return (row.manifest, row.formats, row.content) == now and row.code not in TRY_AGAIN
 
-    def _finish(self, prepared: Prepared, report: Report | None, run: _Round) -> None:
+    def _finish(self, prepared: Prepared, reading: Reading | None, run: _Round) -> None:
         """Bring the files of a study onto the disk, then say so in the ledger."""
-        study = prepared.task.study
+        study, files = prepared.task.study, {}
+        if reading is not None:
+            reading = replace(reading, report=complete(reading.report, self._tree, prepared))
+            try:
+                files = self._files(study.name, reading, prepared)
+            except InputError as error:  # a format needs what this study does not have
+                reading, prepared = None, replace(prepared, error=error)
+        report = None if reading is None else reading.report
         row = self._row(prepared, report)
-        card = self._out / CARDS / f"{study.name}.html"
-        if report is None:
-            files = {card: refusal_card(study.name, row, prepared.task.reasons)}
-        else:
-            report = complete(report, self._tree, prepared)
-            files = {**self._files(study.name, report, prepared), card: report_card(study.name, row, report)}
+        card = report_card(study.name, row, report) if report else refusal_card(study.name, row, prepared.task.reasons)
+        files[self._out / CARDS / f"{study.name}.html"] = card
         outbox.write(files)
         if study.key in run.rows:
             outbox.remove(self._of_before(study.name) - set(files))
@@ -199,11 +204,12 @@ class Batch:
             finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
 
-    def _files(self, name: str, report: Report, prepared: Prepared) -> dict[Path, bytes]:
+    def _files(self, name: str, reading: Reading, prepared: Prepared) -> dict[Path, bytes]:
         assert prepared.radiograph is not None
-        reports = {
-            self._out / REPORTS / f"{name}{output.EXTENSION}": output.render(report) for output in self._options.outputs
-        }
+        if self._options.key:
+            reading = deidentify(reading, self._options.key)
+        outputs = self._options.outputs
+        reports = {self._out / REPORTS / f"{name}{output.EXTENSION}": output.render(reading) for output in outputs}
         return {**reports, self._out / PICTURES / f"{name}.jpg": thumbnail(prepared.radiograph.pixels)}
 
     def _of_before(self, name: str) -> set[Path]:

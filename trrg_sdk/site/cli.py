@@ -39,6 +39,9 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
             metavar="S",
             help="leave files alone that changed less than so many seconds ago (default: 5)",
         )
+        parser.add_argument(
+            "--deidentify", metavar="KEYFILE", help="take the patient out of every output; as of trrg report"
+        )
     batch.add_argument("--limit", type=_positive, metavar="N", help="report so many studies at most")
     batch.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
     watch.add_argument(
@@ -86,9 +89,11 @@ def run_watch(args: argparse.Namespace) -> int:
 
 
 def _job(args: argparse.Namespace) -> Job:
+    from trrg_sdk.outputs.deidentify import read_key
     from trrg_sdk.site.job import Job, open_outputs
 
-    options = replace(open_outputs(args.format), workers=args.workers, settle_s=args.settle)
+    key = read_key(args.deidentify) if args.deidentify else b""
+    options = replace(open_outputs(args.format), workers=args.workers, settle_s=args.settle, key=key)
     return Job(Path(args.folder), Path(args.out), options)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trrg_sdk.outputs import Output
 from trrg_sdk.site.ledger import Row
@@ -23,17 +24,20 @@ class Options:
         workers: Threads that read headers and images.
         limit: Studies to report in a round at most; None for all.
         settle_s: Files that changed less than so many seconds ago are left for the next round.
+        key: Secret to de-identify the outputs with; b"" leaves them as they are.
     """
 
     outputs: Sequence[Output]
     workers: int = 4
     limit: int | None = None
     settle_s: float = 5.0
+    key: bytes = field(default=b"", repr=False)
 
     @property
     def formats(self) -> str:
-        """Names of the formats, sorted."""
-        return ",".join(sorted(output.NAME for output in self.outputs))
+        """Names of the formats, sorted, and whether they are de-identified, with which key."""
+        names = ",".join(sorted(output.NAME for output in self.outputs))
+        return f"{names} deidentified-{hashlib.sha256(self.key).hexdigest()[:8]}" if self.key else names
 
 
 @dataclass(frozen=True, slots=True)
