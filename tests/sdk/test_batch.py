@@ -372,3 +372,17 @@ def test_a_device_that_fails_stops_the_batch(batch: Batch, tmp_path: Path, monke
     assert batch() == 5
     assert states(tmp_path / "out") == {}
     monkeypatch.undo()
+
+
+def test_every_real_file_is_reported_or_has_a_reason(
+    batch: Batch, tmp_path: Path, shared_data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(shared_data / "dicom", tmp_path / "in")
+    assert batch("--settle", "0") == 3
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "summary.csv").read_text())))
+    assert all(found["outcome"] == "done" or (found["reason"] and found["message"]) for found in rows)
+    assert len(rows) > 30
+    outcomes = {found["outcome"] for found in rows}
+    assert {"done", "refused"} <= outcomes
+    passed_over = capfd.readouterr().out.splitlines()[-1]
+    assert passed_over == "files passed over: 2 not_dicom"  # the list of the files, and what no SOP class names
