@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trrg_sdk.errors import InputError, TrrgError, UsageError
+from trrg_sdk.site import cli as site_cli
 from trrg_sdk.version import __version__
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"trrg {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _declare_report(commands.add_parser("report", help="report on radiographs"))
+    site_cli.declare(commands)
     verify = commands.add_parser("verify", help="check every file of a bundle, and its signature")
     inspect = commands.add_parser("inspect", help="say what is in a bundle")
     for command in (verify, inspect):
@@ -57,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     commands: dict[str, Callable[[argparse.Namespace], int]] = {
         "report": _report,
+        "batch": site_cli.run_batch,
+        "watch": site_cli.run_watch,
         "verify": _verify,
         "inspect": _inspect,
         "doctor": _doctor,

@@ -41,12 +41,14 @@ class Outcome:
         index: Place of the input, from 0.
         source: The input as it was given. Not in the ``repr``: it may hold a patient's name.
         report: The report, or None.
+        reading: The same with what filing it needs, or None; it holds patient data, and the whole image.
         error: Why there is none, or None. Its traceback is cut off: it would keep the image in memory.
     """
 
     index: int
     source: Source = field(repr=False)
     report: Report | None = None
+    reading: Reading | None = field(default=None, repr=False)
     error: InputError | None = None
 
 
@@ -160,7 +162,8 @@ class Reporter:
         """
         for index, source in enumerate(sources):
             try:
-                outcome = Outcome(index, source, report=self.report(source))
+                reading = self.read(source)
+                outcome = Outcome(index, source, report=reading.report, reading=reading)
             except InputError as error:
                 error.__traceback__ = error.__cause__ = error.__context__ = None
                 outcome = Outcome(index, source, error=error)

@@ -1,0 +1,1 @@
+"""What a hospital runs: folders of DICOM in, draft reports out."""
