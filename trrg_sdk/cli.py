@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trrg_sdk.errors import InputError, TrrgError, UsageError
+from trrg_sdk.site import dicom_cli
 from trrg_sdk.version import __version__
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     form.add_argument("--graph", action="store_true", help="parameters, operators and FLOPs of each graph")
     form.add_argument("--json", action="store_true", help="the whole manifest, for programs")
     commands.add_parser("doctor", help="say what this machine can run, and why not the rest")
+    dicom_cli.declare_receive(commands.add_parser("receive", help="receive radiographs by DICOM C-STORE"))
     return parser
 
 
@@ -60,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "verify": _verify,
         "inspect": _inspect,
         "doctor": _doctor,
+        "receive": dicom_cli.receive,
     }
     try:
         return commands[args.command](args)

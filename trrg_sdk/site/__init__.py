@@ -1,0 +1,1 @@
+"""On site: folders of DICOM in, reports that a PACS accepts out."""
