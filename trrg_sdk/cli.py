@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="the whole manifest, for programs")
     commands.add_parser("doctor", help="say what this machine can run, and why not the rest")
     dicom_cli.declare_receive(commands.add_parser("receive", help="receive radiographs by DICOM C-STORE"))
+    dicom_cli.declare_send(commands.add_parser("send", help="send DICOM files to a node, with retries"))
     return parser
 
 
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "inspect": _inspect,
         "doctor": _doctor,
         "receive": dicom_cli.receive,
+        "send": dicom_cli.send,
     }
     try:
         return commands[args.command](args)

@@ -1,10 +1,11 @@
-"""``trrg receive``: the part of the command line that talks DICOM over the network."""
+"""``trrg receive`` and ``trrg send``: the part of the command line that talks DICOM over the network."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from trrg_sdk.errors import UsageError
 
 if TYPE_CHECKING:
     from trrg_sdk.site.config import LimitsConfig, ReceiveConfig, SiteConfig
+    from trrg_sdk.site.courier import Courier
 
 
 def declare_receive(parser: argparse.ArgumentParser) -> None:
@@ -50,10 +52,55 @@ def receive(args: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    receiver = Receiver(config, limits)
+    courier = _courier(site) if site and site.nodes else None
+    receiver = Receiver(config, limits, committed=courier.reported if courier else None)
     receiver.start()
+    sender = threading.Thread(target=courier.run, args=(stop,), name="courier") if courier else None
+    if sender:
+        sender.start()
     receiver.run(stop)
+    if sender:
+        sender.join()
     return 0
+
+
+def declare_send(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``trrg send``."""
+    parser.add_argument("file", nargs="*", metavar="FILE", help="DICOM files to queue; none sends what is due")
+    parser.add_argument("--site", required=True, metavar="TOML", help="the site's configuration, which names the nodes")
+    parser.add_argument("--to", metavar="NODE", help="send the files to this node (default: those of outputs.send_to)")
+    parser.add_argument("--retry", action="store_true", help="try what has failed once more")
+
+
+def send(args: argparse.Namespace) -> int:
+    """Queue files, send what is due, and say what became of everything; 3 when something has failed."""
+    need_pynetdicom()
+    from trrg_sdk.site.config import read_site
+
+    site = read_site(Path(args.site))
+    destinations = [args.to] if args.to else list(site.outputs.send_to)
+    if args.to and args.to not in {node.name for node in site.nodes}:
+        raise UsageError(f"--to {args.to}: the configuration has no such node")
+    if args.file and not destinations:
+        raise UsageError("where to? Name a node with --to, or in outputs.send_to of the configuration")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    courier = _courier(site)
+    for name in args.file:
+        for destination in destinations:
+            courier.queue.enqueue(Path(name), destination)
+    if args.retry:
+        courier.queue.retry_failed()
+    courier.round()
+    for item in courier.queue.items():
+        sys.stdout.write(f"{item.instance}  {item.destination:<12} {item.state:<12} {item.note}\n")
+    return 3 if courier.queue.counts().get("failed") else 0
+
+
+def _courier(site: SiteConfig) -> Courier:
+    from trrg_sdk.site.courier import Courier
+    from trrg_sdk.site.send_queue import SendQueue
+
+    return Courier(site, SendQueue(site.queue_file, site.queue))
 
 
 def need_pynetdicom() -> None:
