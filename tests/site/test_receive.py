@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ pytest.importorskip("pynetdicom", reason="needs the extra site")
 
 from tests.sdk.chest_dicom import MARK, chest_bytes
 from tests.site.peers import LOCAL, dcmtk, free_port, listens, run, started, until
+from tests.site.receiving import receiving
 from trrg_sdk.cli import main
 from trrg_sdk.dicom_tags import quiet
 from trrg_sdk.errors import UsageError
@@ -26,24 +25,6 @@ from trrg_sdk.site.receive import Receiver
 from trrg_sdk.site.spool import hashed
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "data" / "phantom_pa.dcm"
-
-
-@contextmanager
-def receiving(spool: Path, limits: dict[str, Any] | None = None, **options: Any) -> Iterator[Receiver]:
-    config = ReceiveConfig(
-        **{"spool": spool, "port": free_port(), "study_timeout_s": 0.5, "stop_timeout_s": 5.0} | options
-    )
-    receiver = Receiver(config, LimitsConfig(**{"free_mib": 0} | (limits or {})))
-    receiver.start()
-    stop = threading.Event()
-    thread = threading.Thread(target=receiver.run, args=(stop,))
-    thread.start()
-    try:
-        yield receiver
-    finally:
-        stop.set()
-        thread.join(timeout=30)
-        assert not thread.is_alive()
 
 
 def send(
