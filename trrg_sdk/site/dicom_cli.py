@@ -1,4 +1,4 @@
-"""``trrg receive`` and ``trrg send``: the part of the command line that talks DICOM over the network."""
+"""``trrg receive``, ``trrg send`` and ``trrg doctor --site``: what talks DICOM over the network."""
 
 from __future__ import annotations
 
@@ -94,6 +94,19 @@ def send(args: argparse.Namespace) -> int:
     for item in courier.queue.items():
         sys.stdout.write(f"{item.instance}  {item.destination:<12} {item.state:<12} {item.note}\n")
     return 3 if courier.queue.counts().get("failed") else 0
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Try everything that a site's configuration names; 1 when something fails."""
+    from trrg_sdk.site.checks import check_site
+    from trrg_sdk.site.config import read_site
+
+    failed = False
+    for check in check_site(read_site(Path(args.site))):
+        sys.stdout.write(f"{check.verdict:<8} {check.what:<16} {check.reason}\n")
+        sys.stdout.flush()
+        failed = failed or check.verdict == "FAILED"
+    return int(failed)
 
 
 def _courier(site: SiteConfig) -> Courier:

@@ -104,7 +104,7 @@ class _Reader:
 
     def table(self, kind: Any, values: Any, where: str) -> Any:
         if not isinstance(values, dict):
-            return self._problem(where, f"expected a table, got {values!r:.60}")
+            return self._problem(where.rstrip("."), f"expected a table, got {values!r:.60}")
         hints, before = get_type_hints(kind, include_extras=True), len(self.problems)
         for key in sorted(values.keys() - hints.keys()):
             near = difflib.get_close_matches(key, hints, n=1)
