@@ -5,7 +5,7 @@
 Every bundle is exported as `trrg-export` does, with its comparison against PyTorch in fp32 on the checkpoint's held-out
 studies. Then all take turns: each component of each bundle, and of PyTorch in fp32 and in bf16 (autocast), is timed
 several times over, and a cell is the median over the turns. Ratios between rows of one page mean something; the
-milliseconds are this machine's. ONNX Runtime computes fp16 on a CPU mostly in fp32 with casts around it: fp16 is for GPUs.
+milliseconds are this machine's. ONNX Runtime computes fp16 on a CPU mostly in fp32 with casts around it: a GPU's type.
 """
 
 from __future__ import annotations
