@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from trrg_sdk import dicom_tags as tags
@@ -22,7 +23,7 @@ _IDENTITY = ("PatientName", "PatientID", "IssuerOfPatientID")
 _FORMS = {
     "PatientBirthDate": re.compile(r"\d{8}"),
     "StudyDate": re.compile(r"\d{8}"),
-    "StudyTime": re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?"),
+    "StudyTime": re.compile(r"([01]\d|2[0-3])([0-5]\d(([0-5]\d|60)(\.\d{1,6})?)?)?"),
     "PatientSex": re.compile(r"[MFO]"),
     "TimezoneOffsetFromUTC": re.compile(r"[+-]\d{4}"),
     "BurnedInAnnotation": re.compile(r"YES|NO"),
@@ -137,10 +138,18 @@ def _text(dataset: Dataset, keyword: str) -> str:
 def _formed(dataset: Dataset, keyword: str, notes: list[str]) -> str:
     """The value when its VR allows it, else "" and a note."""
     value = _text(dataset, keyword)
-    if not value or (UNDECODABLE not in value and value.isprintable() and _FORMS[keyword].fullmatch(value)):
+    fits = value.isprintable() and UNDECODABLE not in value and _FORMS[keyword].fullmatch(value)
+    if not value or (fits and (not keyword.endswith("Date") or _is_day(value))):
         return value
     notes.append(f"{tags.label(keyword)} holds a value that its type does not allow; it was left out")
     return ""
+
+
+def _is_day(value: str) -> bool:
+    try:
+        return bool(datetime.strptime(value, "%Y%m%d"))
+    except ValueError:
+        return False
 
 
 def _is_undeclared(dataset: Dataset, names: tuple[str, ...]) -> bool:

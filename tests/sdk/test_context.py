@@ -74,7 +74,9 @@ def test_an_undeclared_name_is_latin_1_and_the_report_says_so(charset: str) -> N
     ("keyword", "value", "attribute"),
     [
         ("PatientBirthDate", "N/A     ", "patient_birth_date"),
+        ("PatientBirthDate", "19991399", "patient_birth_date"),
         ("StudyTime", "noon", "study_time"),
+        ("StudyTime", "250000", "study_time"),
         ("PatientSex", "MALE", "patient_sex"),
         ("AccessionNumber", "A" * 17, "accession_number"),
     ],

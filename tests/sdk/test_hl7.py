@@ -101,6 +101,18 @@ def test_the_same_reading_is_the_same_message() -> None:
     assert later.replace("20260304090607", "20260304050607") == written()
 
 
+def test_the_fraction_of_a_second_is_cut_to_what_hl7_has() -> None:
+    reading = full_reading(study_time="165447.788280", timezone_offset="+0100")
+    assert str(parsed(reading).segment("OBR")[7]) == "19990807165447.7882+0100"
+
+
+def test_a_value_that_hl7_refuses_is_not_shown() -> None:
+    with pytest.raises(InputError) as caught:
+        written(full_reading(patient_birth_date="19991399"))
+    assert caught.value.code == "not_hl7"
+    assert "19991399" not in str(caught.value)
+
+
 def test_a_sparse_study_is_written() -> None:
     context = StudyContext(
         study_instance_uid="2.25.1", series_instance_uid="2.25.2", sop_class_uid="1.2", sop_instance_uid=SOP_UID
