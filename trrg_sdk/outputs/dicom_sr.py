@@ -20,9 +20,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from trrg_sdk.context import StudyContext
+from trrg_sdk.dicom_tags import quiet
 from trrg_sdk.outputs import coding, missing_package
 from trrg_sdk.outputs.coding import Coding
-from trrg_sdk.outputs.dicom_document import Kind, head, image_reference, quiet, to_bytes
+from trrg_sdk.outputs.dicom_document import Kind, head, image_reference, to_bytes
 from trrg_sdk.outputs.identity import MANUFACTURER, device_name, device_uuid, require_context, to_uid
 from trrg_sdk.outputs.text import BANNER, printable
 from trrg_sdk.reading import Picture, Reading

@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trrg_sdk.context import StudyContext
+from trrg_sdk.dicom_tags import quiet
 from trrg_sdk.outputs import coding, dicom_sr, missing_package
 from trrg_sdk.outputs.coding import clue_coding, presence
-from trrg_sdk.outputs.dicom_document import Kind, head, quiet
+from trrg_sdk.outputs.dicom_document import Kind, head
 from trrg_sdk.outputs.dicom_sr import code
 from trrg_sdk.outputs.identity import MANUFACTURER, require_context, result_uid
 from trrg_sdk.reading import Reading
