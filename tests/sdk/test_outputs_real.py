@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,6 +100,16 @@ def test_deidentified_outputs_hold_nothing_of_the_patient(tmp_path: Path, capfd:
         for value in (MARK, "2.25.4242424242", "2.25.777777777", "19010203", "19990807"):
             assert value.encode() not in content, path.suffixes
     capfd.readouterr()
+
+
+@pytest.mark.usefixtures("backend")
+def test_writing_logs_nothing_of_the_patient(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        reading = Reporter(TINY).read(chest_bytes(uid="2.25.4242424242", study="2.25.777777777"))
+        for name in available():
+            assert open_output(name).render(reading)
+    for value in (MARK, "2.25.4242424242", "2.25.777777777"):
+        assert value not in caplog.text
 
 
 @pytest.mark.usefixtures("backend")

@@ -21,7 +21,6 @@ from trrg_sdk.report import ClueScore
 
 if TYPE_CHECKING:
     from highdicom.sr import AlgorithmIdentification, MeasurementReport, MeasurementsAndQualitativeEvaluations
-    from pydicom.dataset import Dataset
 
 NAME = "sr-3d"
 EXTENSION = ".sr-3d.dcm"
@@ -39,10 +38,9 @@ def render(reading: Reading) -> bytes:
     with quiet():
         from highdicom.sr import Comprehensive3DSR
 
-        evidence = dicom_sr.evidence_of(context)
-        content = _measurements(reading, context, evidence)[0]
-        document = Comprehensive3DSR(evidence=[evidence], content=content, **dicom_sr.series_of(_KIND, reading))
-        return dicom_sr.finished(document, head(reading, _KIND))
+        placed, evidence = head(reading, _KIND), dicom_sr.evidence_of(context)
+        document = Comprehensive3DSR([evidence], _measurements(reading, context)[0], **dicom_sr.series_of(placed))
+        return dicom_sr.finished(document, placed)
 
 
 def unavailable_reason() -> str | None:
@@ -50,7 +48,7 @@ def unavailable_reason() -> str | None:
     return missing_package("highdicom", extra="sr", output=NAME)
 
 
-def _measurements(reading: Reading, context: StudyContext, evidence: Dataset) -> MeasurementReport:
+def _measurements(reading: Reading, context: StudyContext) -> MeasurementReport:
     from highdicom.sr import CodedConcept, LanguageOfContentItemAndDescendants, MeasurementReport
 
     groups = [_group(clue, reading, context) for clue in reading.report.clues]

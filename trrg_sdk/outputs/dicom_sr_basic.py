@@ -38,12 +38,9 @@ def render(reading: Reading) -> bytes:
 
         # highdicom has no class for Basic Text SR. Both have the same modules (PS3.3 A.35.1, A.35.2), and the content
         # here keeps to the value types and relationships of the smaller one.
-        document = EnhancedSR(
-            evidence=[dicom_sr.evidence_of(context)],
-            content=_content(reading, context),
-            **dicom_sr.series_of(_KIND, reading),
-        )
-        return dicom_sr.finished(document, head(reading, _KIND))
+        placed, evidence = head(reading, _KIND), dicom_sr.evidence_of(context)
+        document = EnhancedSR([evidence], _content(reading, context), **dicom_sr.series_of(placed))
+        return dicom_sr.finished(document, placed)
 
 
 def unavailable_reason() -> str | None:
