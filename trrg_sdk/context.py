@@ -7,6 +7,7 @@ is kept here, apart, and shows itself to nobody: the ``repr`` is empty of values
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,7 @@ class StudyContext:
         sop_class_uid: (0008,0016) of the reported image.
         sop_instance_uid: (0008,0018) of the reported image.
         burned_in_annotation: (0028,0301): YES, NO or "".
-        unreadable: Keywords of identifying elements whose bytes do not fit the file's character set.
+        unreadable: Keywords of identifying elements that do not fit the file's character set or their type.
         notes: What was left out and why, one sentence each, without values.
         deidentified: True after ``trrg_sdk.outputs.deidentify``.
     """
@@ -120,7 +121,7 @@ def read_context(dataset: Dataset) -> StudyContext:
         sop_class_uid=tags.uid(dataset, "SOPClassUID"),
         sop_instance_uid=tags.uid(dataset, "SOPInstanceUID"),
         burned_in_annotation=form["BurnedInAnnotation"],
-        unreadable=tuple(name for name, value in identity.items() if UNDECODABLE in value),
+        unreadable=tuple(keyword for keyword, value in identity.items() if not _identifies(value)),
         notes=tuple(notes),
     )
 
@@ -138,11 +139,21 @@ def _text(dataset: Dataset, keyword: str) -> str:
 def _formed(dataset: Dataset, keyword: str, notes: list[str]) -> str:
     """The value when its VR allows it, else "" and a note."""
     value = _text(dataset, keyword)
-    fits = value.isprintable() and UNDECODABLE not in value and _FORMS[keyword].fullmatch(value)
+    fits = _is_text(value) and _FORMS[keyword].fullmatch(value)
     if not value or (fits and (not keyword.endswith("Date") or _is_day(value))):
         return value
     notes.append(f"{tags.label(keyword)} holds a value that its type does not allow; it was left out")
     return ""
+
+
+def _identifies(value: str) -> bool:
+    r"""Whether this is one name or identifier of PS3.5 6.2: at most 64 characters (a name: in each group), no ``\``."""
+    return _is_text(value) and "\\" not in value and all(len(group) <= 64 for group in value.split("="))
+
+
+def _is_text(value: str) -> bool:
+    """Whether everything was decoded and nothing controls; a wide space (U+3000) is a letter of Japanese names."""
+    return UNDECODABLE not in value and not any(unicodedata.category(sign) in ("Cc", "Cs") for sign in value)
 
 
 def _is_day(value: str) -> bool:

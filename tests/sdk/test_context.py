@@ -61,6 +61,15 @@ def test_a_name_that_does_not_fit_its_character_set_is_not_repaired() -> None:
     assert image.context.unreadable == ("PatientName",)
 
 
+@pytest.mark.parametrize("value", ["x" * 65, "a\\b", "a\rb"])
+def test_an_identifier_that_its_type_does_not_allow_is_not_repaired(value: str) -> None:
+    with quiet():
+        content = to_bytes(chest_dataset(PatientID=value))
+    context = load(content).context
+    assert context is not None
+    assert context.unreadable == ("PatientID",)
+
+
 @pytest.mark.parametrize("charset", ["", "ISO_IR 999"])
 def test_an_undeclared_name_is_latin_1_and_the_report_says_so(charset: str) -> None:
     image = with_raw_name(b"M\xfcller^Karl", charset=charset)
