@@ -113,7 +113,7 @@ def require_context(reading: Reading, output: str) -> StudyContext:
         )
     if context.unreadable:
         raise InputError(
-            f"output {output}: {', '.join(context.unreadable)} does not fit its type or the Specific Character Set, and "
+            f"output {output}: {', '.join(context.unreadable)} does not fit its type or the character set, and "
             "nothing is filed under a damaged name; correct it at the modality",
             code="bad_value",
         )
