@@ -134,6 +134,7 @@ def test_wheel_holds_the_bundle_and_the_licence(wheel: Path) -> None:
     assert not missing
     assert any(re.fullmatch(r"trrg_sdk-[^/]+\.dist-info/licenses/LICENSE", name) for name in names)
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
+    assert "trrg_sdk/outputs/report.schema.json" in names
 
 
 def test_wheel_holds_nothing_else(wheel: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 from collections.abc import Iterable
 from itertools import groupby
 
@@ -41,8 +42,12 @@ def unavailable_reason() -> None:
 
 
 def printable(text: str) -> str:
-    """The text without control characters: a byte-level vocabulary can spell them, and a terminal would obey."""
-    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    """The text without control characters: a byte-level vocabulary can spell them, and a terminal would obey.
+
+    Spaces of other scripts, such as the wide one of Japanese names, stay.
+    """
+    keeps = (sign.isprintable() or unicodedata.category(sign) == "Zs" for sign in text)
+    return "".join(sign if kept else "\N{REPLACEMENT CHARACTER}" for sign, kept in zip(text, keeps, strict=True))
 
 
 def provenance_line(report: Report) -> str:
