@@ -1,8 +1,8 @@
 """What a batch costs: beside the bare ``report_many``, to resume over 100,000 studies, and to decode each codec.
 
-    python tests/benchmarks/site_batch.py throughput FOLDER
-    python tests/benchmarks/site_batch.py resume
-    python tests/benchmarks/site_batch.py codecs DICOM_FOLDER
+python tests/benchmarks/site_batch.py throughput FOLDER
+python tests/benchmarks/site_batch.py resume
+python tests/benchmarks/site_batch.py codecs DICOM_FOLDER
 """
 
 from __future__ import annotations
@@ -89,9 +89,7 @@ def _fill(tree: Tree, out: Path, formats: str) -> None:
     rows = []
     for study in group(files, entries, left_out=Counter()):
         row = Row(study.key, study.quick(), "m", formats, "done", "", "", clues, "2026-01-01T00:00:00.000+00:00")
-        rows.append(
-            (study.key, row.content, row.quick, "m", formats, "done", "", "", json.dumps(clues), row.finished)
-        )
+        rows.append((study.key, row.content, row.quick, "m", formats, "done", "", "", json.dumps(clues), row.finished))
     ledger._commit([("INSERT INTO studies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)])
     ledger.close()
 
