@@ -6,8 +6,10 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from trrg_sdk.outputs import Output
 from trrg_sdk.site.ledger import Row
@@ -25,6 +27,8 @@ class Options:
         limit: Studies to report in a round at most; None for all.
         settle_s: Files that changed less than so many seconds ago are left for the next round.
         key: Secret to de-identify the outputs with; b"" leaves them as they are.
+        filed: Is given a study's new files before the ledger says done: to send them, say. It may be given the same
+            files again after a kill, so it must not mind.
     """
 
     outputs: Sequence[Output]
@@ -32,6 +36,7 @@ class Options:
     limit: int | None = None
     settle_s: float = 5.0
     key: bytes = field(default=b"", repr=False)
+    filed: Callable[[Sequence[Path]], None] | None = None
 
     @property
     def formats(self) -> str:
@@ -63,6 +68,7 @@ class Look:
         waiting: How many are still arriving.
         left_out: Why files were passed over → how many.
         read: New entries for the ledger.
+        gone: Keys of entries whose files are not there any more.
     """
 
     studies: list[Study]
@@ -70,6 +76,7 @@ class Look:
     waiting: int
     left_out: Counter[str]
     read: dict[bytes, Entry]
+    gone: AbstractSet[bytes]
 
 
 class Settling:
@@ -119,11 +126,14 @@ def look(
     young = settling.young(files)
     with ThreadPoolExecutor(options.workers, thread_name_prefix="trrg-header") as pool:
         read = read_entries(tree, files, known.entries, pool, stopped)
+    if stopped():  # what was not read is not unreadable
+        files = [found for found in files if found.key in read or found.key in known.entries]
     studies = group(files, {**known.entries, **read}, left_out=left_out)
     settled = [study for study in studies if not young or not any(i.found.key in young for i in study.images)]
     todo = [study for study in settled if not _is_done(study, known.rows.get(study.key), options.formats, manifest)]
     entries = {key: entry for key, entry in read.items() if key not in young}
-    return Look(settled, todo, len(studies) - len(settled), left_out, entries)
+    gone = known.entries.keys() - {found.key for found in files}
+    return Look(settled, todo, len(studies) - len(settled), left_out, entries, gone)
 
 
 def _is_done(study: Study, row: Row | None, formats: str, manifest: str) -> bool:
