@@ -56,8 +56,6 @@ NEVER_IN_RUNTIME = {
     "peft",
     "safetensors",
     "scipy",
-    "tensorrt",
-    "tensorrt_rtx",
     "torch",
     "transformers",
 }
@@ -68,6 +66,8 @@ NOT_LOADED_BY_THE_DOOR = (
     "onnxruntime",
     "openvino",
     "tensorrt",
+    "tensorrt_rtx",
+    "cuda",
     "pydicom",
     "tokenizers",
     "PIL",

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trrg_export.engine_builder import LIBRARIES, EngineLibrary, axis_ranges, build_engines
+from trrg_export.engine_builder import LIBRARIES, BuildLibrary, axis_ranges, build_engines
 from trrg_export.place import beside, put_in_place
 from trrg_sdk.bundle import Bundle, write_manifest
 from trrg_sdk.engines import gpu_compute_capability
@@ -105,7 +105,7 @@ def _rebuilt(bundle: Bundle, target: TargetSpec, out: Path, asked: Sequence[str]
     return dataclasses.replace(target, version=library.version, engines=engines)
 
 
-def _present(library: EngineLibrary, target: TargetSpec) -> tuple[str, ...]:
+def _present(library: BuildLibrary, target: TargetSpec) -> tuple[str, ...]:
     """What to build for when nobody says: the GPU of this machine, else what the bundle has engines for."""
     try:
         return (gpu_compute_capability(),)

@@ -286,7 +286,7 @@ def test_without_its_library_a_rebuild_is_exit_5(
     before = Bundle.load(bundle).manifest_sha256
     assert main(["--rebuild-engines", str(bundle)]) == 5
     error = capsys.readouterr().err
-    assert "pip install tensorrt-rtx" in error and error.count("\n") == 1
+    assert "pip install 'trrg-sdk[tensorrt]'" in error and error.count("\n") == 1
     assert Bundle.load(bundle).manifest_sha256 == before
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 
 from trrg_export.decoder_explicit import build_explicit_decoder
-from trrg_export.engine_builder import EngineLibrary, axis_ranges, build_engines
+from trrg_export.engine_builder import BuildLibrary, axis_ranges, build_engines
 from trrg_export.parity import LIMITS
 from trrg_export.precision.half import to_half
 from trrg_export.targets.base import ProvenSite
@@ -32,7 +32,7 @@ _OPSET_INT4 = 21  # the first with 4-bit integers
 _LOG = logging.getLogger(__name__)
 
 
-def add_engines(site: ProvenSite, library: EngineLibrary) -> TargetSpec:
+def add_engines(site: ProvenSite, library: BuildLibrary) -> TargetSpec:
     """Write a library's graphs and engines into a bundle.
 
     Args:
