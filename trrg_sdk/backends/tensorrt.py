@@ -173,6 +173,10 @@ class TrtGraph:
             stream.synchronize()
         return made
 
+    def kernels(self) -> bytes:
+        """Return the kernels that the library compiled so far, for the file beside the engine."""
+        return self._engine.kernels()
+
     def _make_room(self, name: str, size: int) -> None:
         """Keep the memory of the run before where it is large enough."""
         if name not in self._buffers or self._buffers[name].nbytes < size:

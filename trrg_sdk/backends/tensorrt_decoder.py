@@ -139,6 +139,10 @@ class TrtDecoder:
             self._past, self._present = self._present, self._past
         self._length = length
 
+    def kernels(self) -> bytes:
+        """Return the kernels that the library compiled so far, for the file beside the engine."""
+        return self._engine.kernels()
+
     def _pass(self, embeds: NDArray[np.floating], *, rows: int) -> NDArray[np.float32]:
         """Run the engine over new positions and copy the last rows of logits; a failure leaves the length as it was."""
         check_embeds(self._label, embeds, self._spec, self.free)

@@ -119,9 +119,16 @@ class TrtEngine:
                 self._require(self._context.set_tensor_address(spec.name, buffer.address))
             self._require(self._context.execute_async_v3(self.stream.handle))
 
-    def kernels(self) -> bytes | None:
-        """Return the kernels that the library compiled so far, or ``None`` where it keeps none."""
-        return None if self._cache is None else bytes(self._cache.serialize())
+    def kernels(self) -> bytes:
+        """Return the kernels that the library compiled so far; empty where it keeps none.
+
+        Raises:
+            DeviceError: The library does not give them.
+        """
+        if self._cache is None:
+            return b""
+        with self._translated("does not give its kernels"):
+            return bytes(self._given(self._cache.serialize()))
 
     def _opened(self, cache: Path, kernels: str) -> Any:
         """Make the execution context, of TensorRT-RTX with the kernels that fit."""
