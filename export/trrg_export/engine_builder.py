@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from trrg_sdk.backends import cuda_device
 from trrg_sdk.engines import RUNNERS, EngineLibrary, gpu_compute_capability, library_logger
 from trrg_sdk.errors import DeviceError, UsageError
 from trrg_sdk.manifest import EngineSpec, GraphSpec, Manifest
@@ -45,7 +46,7 @@ class BuildLibrary(EngineLibrary):
         try:
             self.load()
             if not self.capabilities:
-                gpu_compute_capability()
+                present_capability()
         except DeviceError as error:
             return str(error)
         return None
@@ -64,7 +65,7 @@ class BuildLibrary(EngineLibrary):
             DeviceError: It builds only for the GPU of this machine, and there is none.
         """
         if not self.capabilities:
-            present = gpu_compute_capability()
+            present = present_capability()
             if unfit := sorted(set(asked) - {present}):
                 raise UsageError(f"{self.name} builds only for the GPU of this machine ({present}), not for {unfit}")
             return (present,)
@@ -79,6 +80,17 @@ _CAPABILITIES = {"tensorrt": (), "tensorrt-rtx": ("8.6", "8.9", "12.0")}
 LIBRARIES: Mapping[str, BuildLibrary] = {
     name: BuildLibrary(**vars(library), capabilities=_CAPABILITIES[name]) for name, library in RUNNERS.items()
 }
+
+
+def present_capability() -> str:
+    """Return that of the GPU which CUDA shows first: the one that builds, and that runs what was built.
+
+    ``nvidia-smi`` may count in another order; it is asked where cuda-bindings is missing.
+
+    Raises:
+        DeviceError: There is no NVIDIA GPU, or no driver for it.
+    """
+    return gpu_compute_capability() if cuda_device.unavailable_reason() else cuda_device.compute_capability()
 
 
 def axis_ranges(manifest: Manifest) -> dict[str, Range]:

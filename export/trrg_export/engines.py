@@ -12,12 +12,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trrg_export.engine_builder import LIBRARIES, BuildLibrary, axis_ranges, build_engines
+from trrg_export.engine_builder import LIBRARIES, BuildLibrary, axis_ranges, build_engines, present_capability
 from trrg_export.engine_kernels import keep_kernels
 from trrg_export.place import beside, put_in_place
 from trrg_export.sbom_renewal import MODEL_CARD, SBOM_FILE, renewed_card, renewed_sbom
 from trrg_sdk.bundle import Bundle, sha256_file, write_manifest
-from trrg_sdk.engines import gpu_compute_capability
 from trrg_sdk.errors import DeviceError, UsageError
 from trrg_sdk.manifest import SIGNATURE_FILE, Manifest, TargetSpec
 
@@ -140,7 +139,7 @@ def _rebuilt(bundle: Bundle, target: TargetSpec, out: Path, asked: Sequence[str]
 def _present(library: BuildLibrary, target: TargetSpec) -> tuple[str, ...]:
     """What to build for when nobody says: the GPU of this machine, else what the bundle has engines for."""
     try:
-        return (gpu_compute_capability(),)
+        return (present_capability(),)
     except DeviceError as error:
         before = tuple(dict.fromkeys(engine.compute_capability for engine in target.engines))
         _LOG.info("%s: %s Building for %s.", library.name, error, ", ".join(before or library.capabilities))

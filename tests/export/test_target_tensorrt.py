@@ -196,9 +196,28 @@ def test_a_graph_that_differs_is_no_target(site_of: Any, tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
 def test_a_precision_that_it_has_not_is_refused_before_anything_is_built(name: str) -> None:
-    with pytest.raises(UsageError, match=f"--target {name}: expected a precision of fp32, fp16, int4, got int8"):
-        build.ExportOptions("int8", targets=("ort", name))
-    assert build.allowed_precisions(("ort", name)) == ("fp32", "fp16", "int4")
+    with pytest.raises(UsageError, match=f"--target {name}: expected a precision of fp32, fp16, int8, int4, got bf16"):
+        build.ExportOptions("bf16", targets=("ort", "openvino", name))
+    assert build.allowed_precisions(("ort", name)) == ("fp32", "fp16", "int8", "int4")
+
+
+def test_int8_is_what_tensorrt_reads(site_of: Any, tmp_path: Path) -> None:
+    site = site_of(tmp_path / "bundle", "int8", ANYTHING)
+    spec = tensorrt_rtx.add(site)
+    assert {name: graph.precision for name, graph in spec.graphs.items()} == {
+        **dict.fromkeys(("vision", "clue_encoder", "fusion"), "int8"),
+        "decoder": "fp16",
+    }
+    rounded = 0
+    for name in ("vision", "clue_encoder", "fusion"):
+        model = onnx.load(str(site.folder / spec.graphs[name].file))
+        zeros = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        for node in model.graph.node:
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                assert zeros[node.input[2]].dtype == np.int8 and not zeros[node.input[2]].any()
+                rounded += node.op_type == "QuantizeLinear"
+    assert rounded > 5
+    assert {engine.graph for engine in spec.engines} == set(GRAPH_NAMES)
 
 
 @pytest.mark.skipif(tensorrt.unavailable_reason() is None, reason="TensorRT and a GPU are here")
@@ -243,7 +262,7 @@ def test_engines_are_built_anew_for_this_gpu(
 ) -> None:
     before = Bundle.load(bundle)
     (bundle / SIGNATURE_FILE).write_bytes(b"signed")
-    monkeypatch.setattr(engines, "gpu_compute_capability", lambda: "8.0")
+    monkeypatch.setattr(engines, "present_capability", lambda: "8.0")
     monkeypatch.setattr(engine_builder, "_LOG_EVERY", 0.05)
     assert main(["--rebuild-engines", str(bundle)]) == 0
     said = capsys.readouterr()
@@ -408,3 +427,11 @@ def test_real_engines_write_what_pytorch_writes(bundle: Path, site_of: Any, tmp_
         pytest.skip(f"no engine can be built: {error}")
     check_reports(bundle, site_of(tmp_path / "site", "fp16"), atol=0.05)
     assert len(list((bundle / "engines" / RTX.name).glob("*.cache"))) == len(GRAPH_NAMES)
+
+
+def test_the_gpu_is_the_one_that_cuda_shows_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_builder, "gpu_compute_capability", lambda: "7.5")
+    install(monkeypatch, {}, capability="12.0")
+    assert engine_builder.present_capability() == "12.0"
+    install(monkeypatch, {}, start="cudaErrorNoDevice")
+    assert engine_builder.present_capability() == "7.5"
