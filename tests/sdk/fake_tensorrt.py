@@ -61,6 +61,7 @@ class FakeCuda:
         self.blocks: dict[int, bytearray] = {}
         self.queues: dict[int, list[Callable[[], None]]] = {}
         self._next, self._lock = 4096, threading.Lock()
+        self.threads: set[int] = set()  # those that may talk to the GPU
 
     def _done(self, *values: Any, name: str = "") -> tuple[Any, ...]:
         failed = name and name == self.broken
@@ -82,6 +83,11 @@ class FakeCuda:
         major, minor = self.capability.split(".")
         assert device == 0
         return self._done(int(major if attribute.name.endswith("Major") else minor))
+
+    def cudaSetDevice(self, device: int) -> tuple[Any, ...]:
+        assert device == 0
+        self.threads.add(threading.get_ident())
+        return self._done()
 
     def cudaStreamCreate(self) -> tuple[Any, ...]:
         with self._lock:
@@ -163,6 +169,7 @@ class FakeTrt:
 
     def says(self, call: str) -> bool:
         """Whether a call succeeds; where not, the log says why."""
+        assert threading.get_ident() in self.cuda.threads, "a thread that has not talked to CUDA"
         if call in self.refuses:
             self.loggers[-1].log(1, f"{call} went\nwrong")
         return call not in self.refuses

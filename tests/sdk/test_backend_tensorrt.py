@@ -6,6 +6,7 @@ import gc
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -338,6 +339,16 @@ def test_runs_of_several_sizes_share_memory_that_grows(bundle: Path, fake: FakeT
         wanted = theirs.run({"pixels": pixels})
         for name, array in ours.run({"pixels": pixels}).items():
             np.testing.assert_array_equal(array, wanted[name])
+
+
+def test_threads_run_one_graph_side_by_side(bundle: Path, fake: FakeTrt) -> None:
+    vision = open_graphs(open_backend(device=RTX), Bundle.load(bundle), ["vision"])["vision"]
+    inputs = [np.full((1 + index % 4, 1, 16, 16), index, np.float32) for index in range(24)]
+    alone = [vision.run({"pixels": pixels})["patches"] for pixels in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda pixels: vision.run({"pixels": pixels})["patches"], inputs))
+    for ours, theirs in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,15 @@ def call(name: str, *arguments: Any) -> Any:
     return values[0] if values else None
 
 
+def enter() -> None:
+    """Let this thread talk to the GPU; a library that is called before CUDA itself takes it for granted.
+
+    Raises:
+        DeviceError: The GPU refuses.
+    """
+    call("cudaSetDevice", 0)
+
+
 class Stream:
     """Work for the GPU in order.
 
@@ -73,7 +82,7 @@ class Stream:
     """
 
     def __init__(self) -> None:
-        """Make one; the first on a thread also makes that thread one that may talk to the GPU.
+        """Make one.
 
         Raises:
             DeviceError: The GPU refuses.

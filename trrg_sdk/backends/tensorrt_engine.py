@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from trrg_sdk.backends.cuda_device import Buffer, Stream
+from trrg_sdk.backends.cuda_device import Buffer, Stream, enter
 from trrg_sdk.engines import CACHE_SUFFIX, REMEDY, EngineLibrary, library_logger
 from trrg_sdk.errors import BundleError, DeviceError, UsageError
 from trrg_sdk.manifest import TensorSpec
@@ -61,7 +61,8 @@ class TrtEngine:
         self.label, self._library, self._trt = path.name, library, library.load()
         self._logger, self._errors = _log(library)
         self._cache: Any = None
-        self.stream = Stream()  # first of all: a library wants a thread that may talk to the GPU
+        enter()
+        self.stream = Stream()
         with self._translated("does not open it"):
             self._runtime = self._trt.Runtime(self._logger)
             self._engine = self._given(self._runtime.deserialize_cuda_engine(_content(path)))
@@ -94,6 +95,7 @@ class TrtEngine:
                 raise UsageError(
                     f"{self.label}: {name}: the engine was built for shapes from {least} to {most}, got {shape}."
                 )
+        enter()  # another thread may have opened it
         with self._translated("failed with these shapes"):
             for name, shape in shapes.items():
                 self._require(self._context.set_input_shape(name, shape))
