@@ -57,8 +57,6 @@ NEVER_IN_RUNTIME = {
     "peft",
     "safetensors",
     "scipy",
-    "tensorrt",
-    "tensorrt_rtx",
     "torch",
     "transformers",
 }
@@ -69,6 +67,8 @@ NOT_LOADED_BY_THE_DOOR = (
     "onnxruntime",
     "openvino",
     "tensorrt",
+    "tensorrt_rtx",
+    "cuda",
     "pydicom",
     "highdicom",
     "tokenizers",

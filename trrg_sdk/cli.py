@@ -82,7 +82,10 @@ def _declare_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", nargs="+", metavar="INPUT", help="a DICOM file, or the folder of one study")
     parser.add_argument("--bundle", metavar="DIR", help="the model to use (default: the embedded one)")
     parser.add_argument(
-        "--device", default="auto", metavar="D", help="auto (cpu or cuda, the default), cpu, cuda or openvino"
+        "--device",
+        default="auto",
+        metavar="D",
+        help="auto (cpu or cuda, the default), cpu, cuda, openvino, tensorrt or tensorrt-rtx",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: the physical cores)")
     parser.add_argument("--out", metavar="DIR", help="write files here instead of to the screen")

@@ -23,6 +23,9 @@ _PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
+    "cuda-bindings",
 )
 _CODECS = (
     "JPEGBaseline8Bit",
@@ -37,7 +40,7 @@ _CODECS = (
     "RLELossless",
 )
 """The compressed transfer syntaxes in which radiographs come, as ``pydicom.uid`` names them."""
-_BACKENDS = ("onnxruntime", "openvino")
+_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 
 
 def examine() -> list[tuple[str, str]]:

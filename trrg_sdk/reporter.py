@@ -74,7 +74,7 @@ class Reporter:
             bundle: A bundle or its folder; None takes the one in this package. Its hashes are verified; whether it is
                 signed, and by whom, is not looked at: that is ``trrg verify --key``.
             device: ``"auto"`` takes the best of ``"cpu"`` and ``"cuda"`` that works; a named one that does not work is
-                an error. ``"openvino"`` is taken only by name.
+                an error. ``"openvino"``, ``"tensorrt"`` and ``"tensorrt-rtx"`` are taken only by name.
             threads: Processor threads a graph may use; None takes the physical cores.
             clues: What to look for besides the bundle's own clues.
 

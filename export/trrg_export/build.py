@@ -27,7 +27,8 @@ from trrg_export.precision.int8 import quantize_weights
 from trrg_export.precision.lowered import LoweredGraph, drift_table
 from trrg_export.precision.static import store_weights, to_static
 from trrg_export.reference import Reference, run_pytorch
-from trrg_export.sbom import SBOM_FILE, sbom
+from trrg_export.sbom import sbom
+from trrg_export.sbom_renewal import MODEL_CARD, SBOM_FILE
 from trrg_export.signing import read_key, sign_bundle
 from trrg_export.summary import summarize
 from trrg_export.targets import TARGETS
@@ -288,7 +289,7 @@ def _proven(site: Site, options: ExportOptions, lowered: dict[str, LoweredGraph]
         bundle_id=describe.bundle_id(checkpoint.config.name, folder),
     )
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    (folder / describe.MODEL_CARD).write_text(model_card(complete, checkpoint.meta, sizes), encoding="utf-8")
+    (folder / MODEL_CARD).write_text(model_card(complete, checkpoint.meta, sizes), encoding="utf-8")
     hashes = describe.shipped_hashes(folder)
     (folder / SBOM_FILE).write_text(sbom(complete.bundle_id, hashes, options.packages()), encoding="utf-8")
     return write_manifest(folder, complete)

@@ -36,7 +36,6 @@ from trrg_train.models.tokenizer import BOS_ID, EOS_ID, PAD_ID
 TOKENIZER = "tokenizer.json"
 TOKEN_EMBEDDING = "token_embedding.npy"
 CLUE_BANK = "clue_bank.npz"
-MODEL_CARD = "model_card.md"
 INTENDED_USE = (
     "Research on draft reports of frontal chest radiographs of adults. Not for clinical use: not a medical device, "
     "not validated on patients of your site; every draft is to be read by a radiologist together with the image."

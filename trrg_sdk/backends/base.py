@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trrg_sdk.errors import UsageError
-from trrg_sdk.manifest import DecoderSpec, GraphSpec, TensorSpec
+from trrg_sdk.manifest import DecoderSpec, GraphSpec, Manifest, TensorSpec
 
 
 class Graph(Protocol):
@@ -109,12 +109,24 @@ class Backend(Protocol):
 
     @property
     def device(self) -> str:
-        """The device that is really used: ``"cpu"``, ``"cuda"`` or ``"openvino"``."""
+        """The device that is really used, one of ``DEVICES``."""
         ...
 
     @property
     def target(self) -> str:
         """The target of a manifest whose graphs it runs, such as ``"ort-cpu"``."""
+        ...
+
+    def file(self, name: str, manifest: Manifest) -> str:
+        """Say which file of a bundle it opens for a graph.
+
+        Args:
+            name: One of ``GRAPH_NAMES``.
+            manifest: Of the bundle.
+
+        Raises:
+            DeviceError: It runs engines, and the bundle has none for this GPU.
+        """
         ...
 
     def graph(self, path: Path, *, spec: GraphSpec | None = None) -> Graph:
@@ -143,6 +155,21 @@ class Backend(Protocol):
             DeviceError: The device refuses it.
         """
         ...
+
+
+def check_kept(label: str, length: int, read: int) -> None:
+    """Refuse to keep a number of positions that makes no sense.
+
+    Args:
+        label: Whose, for the message.
+        length: How many to keep.
+        read: How many there are.
+
+    Raises:
+        UsageError: It is negative or more than were read.
+    """
+    if not 0 <= length <= read:
+        raise UsageError(f"{label}: expected to keep 0 to {read} positions, got {length}.")
 
 
 def check_threads(threads: int | None) -> None:

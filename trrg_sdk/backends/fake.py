@@ -65,6 +65,10 @@ class FakeBackend:
         self.target = "fake-cpu"
         self._script = tuple(script)
 
+    def file(self, name: str, manifest: Manifest) -> str:
+        """Say which file of a bundle it opens for a graph."""
+        return manifest.graph(name, target=self.target).file
+
     def graph(self, path: Path, *, spec: GraphSpec | None = None) -> FakeGraph:
         """Open the fake of the graph that the manifest keeps in this file.
 

@@ -18,7 +18,7 @@ from trrg_sdk.backends.base import check_threads
 from trrg_sdk.backends.ort_decoder import OrtDecoder
 from trrg_sdk.backends.ort_session import PROVIDERS, OrtGraph, open_session
 from trrg_sdk.errors import DeviceError, TrrgError, UsageError
-from trrg_sdk.manifest import DecoderSpec, GraphSpec
+from trrg_sdk.manifest import DecoderSpec, GraphSpec, Manifest
 
 NAME = "onnxruntime"
 
@@ -139,6 +139,10 @@ class OrtBackend:
         self.device = device
         self.target = f"ort-{device}"
         self.threads = threads
+
+    def file(self, name: str, manifest: Manifest) -> str:
+        """Say which file of a bundle it opens for a graph."""
+        return manifest.graph(name, target=self.target).file
 
     def graph(self, path: Path, *, spec: GraphSpec | None = None) -> OrtGraph:
         """Open a graph.

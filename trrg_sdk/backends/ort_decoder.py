@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trrg_sdk.backends.checks import check_decoder, check_embeds
 from trrg_sdk.backends.ort_session import tensor_specs, translated
-from trrg_sdk.errors import BundleError, UsageError
-from trrg_sdk.manifest import DecoderSpec, TensorSpec
+from trrg_sdk.errors import UsageError
+from trrg_sdk.manifest import DecoderSpec
 
 
 class OrtDecoder:
@@ -41,7 +41,7 @@ class OrtDecoder:
         self.outputs = tensor_specs(session.get_outputs())
         inputs = {tensor.name: tensor for tensor in self.inputs}
         outputs = {tensor.name: tensor for tensor in self.outputs}
-        _check_decoder(label, spec, inputs, outputs)
+        check_decoder(label, spec, self.inputs, self.outputs)
         self._dtype = np.dtype(inputs["inputs_embeds"].dtype)
         self._mask = np.ones((1, spec.max_length), np.int64)  # a step sees the first `length` of it, without a copy
         _, rows, vocab = outputs["logits"].axes
@@ -130,46 +130,4 @@ class OrtDecoder:
             self._binding.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
 
     def _check_embeds(self, embeds: NDArray[np.floating]) -> None:
-        width, count = self._spec.hidden_size, len(embeds)
-        if embeds.ndim != 2 or embeds.shape[1] != width or count == 0:
-            raise UsageError(f"{self._label}: expected embeddings (positions, {width}), got {embeds.shape}.")
-        if count > self.free:
-            raise UsageError(
-                f"{self._label}: expected at most {self.free} more positions (max_length {self._spec.max_length}), "
-                f"got {count}. Use fewer clues, or a bundle with a larger decoder.max_length."
-            )
-
-
-def _check_decoder(
-    label: str, spec: DecoderSpec, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
-) -> None:
-    """Refuse a graph whose tensors are not those of a decoder of these sizes: a wrong buffer would be overrun."""
-    parts = [f"{layer}.{part}" for layer in range(spec.layers) for part in ("key", "value")]
-    wanted_in = {"inputs_embeds", "attention_mask", *(f"past_key_values.{part}" for part in parts)}
-    wanted_out = {"logits", *(f"present.{part}" for part in parts)}
-    differing = sorted((wanted_in ^ inputs.keys()) | (wanted_out ^ outputs.keys()))
-    problems = [f"missing or unknown tensors {differing}"]
-    if not differing:
-        buffer = (1, spec.kv_heads, spec.max_length, spec.head_size)
-        shapes: dict[str, tuple[int, ...]] = {name: buffer for name in wanted_in if name.startswith("past")}
-        shapes["inputs_embeds"] = (1, spec.max_length, spec.hidden_size)
-        problems = [
-            f"{name}: expected axes that take {shape}, got {inputs[name].axes}"
-            for name, shape in shapes.items()
-            if not _takes(inputs[name], shape)
-        ]
-        axes = outputs["logits"].axes
-        if len(axes) != 3 or not isinstance(axes[-1], int):
-            problems.append(f"logits: expected 3 axes, the last one fixed, got {axes}")
-    if problems:
-        raise BundleError(
-            f"{label}: expected a decoder graph with {spec}, got: {'; '.join(problems)}. Export the bundle again."
-        )
-
-
-def _takes(tensor: TensorSpec, shape: tuple[int, ...]) -> bool:
-    """Tell whether a tensor of this shape fits."""
-    axes = tensor.axes
-    return len(axes) == len(shape) and all(
-        isinstance(axis, str) or axis == size for axis, size in zip(axes, shape, strict=True)
-    )
+        check_embeds(self._label, embeds, self._spec, self.free)
