@@ -38,7 +38,7 @@ LAYERS = (
     | {"reading", "study"}
     | {"gate", "photometry", "preprocess", "labeler", "label_rules", "sentences"},
     {"backends"},
-    {"clues", "decoding", "verify"},
+    {"clues", "decoding", "uncertainty", "verify"},
     {"engine"},
     {"reporter"},
     {"listing", "outputs", "site"},

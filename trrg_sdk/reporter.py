@@ -5,28 +5,31 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple
 
 from trrg_sdk.backends import open_backend
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.clues import Clue, Float32, heat_peaks
 from trrg_sdk.decoding.greedy import Generation
+from trrg_sdk.decoding.options import Decoding
 from trrg_sdk.dicom import Radiograph, Source, load, load_study
-from trrg_sdk.engine import Engine, Perception
+from trrg_sdk.engine import DEFAULT, Engine, Perception
 from trrg_sdk.errors import InputError
 from trrg_sdk.labeler import label_sentence
 from trrg_sdk.manifest import GRAPH_NAMES
 from trrg_sdk.preprocess import Preprocess
 from trrg_sdk.reading import Picture, Reading
-from trrg_sdk.report import GenerationInfo, Omission, Provenance, Report, Sentence
-from trrg_sdk.sentences import Written, read_tokens
+from trrg_sdk.report import GenerationInfo, HeatPeak, Omission, Provenance, Report, Sentence
+from trrg_sdk.sentences import Written, WrittenSentence, read_finished, read_tokens
 from trrg_sdk.study import Selection, select
+from trrg_sdk.uncertainty import Uncertainty, compare_texts
 from trrg_sdk.verify import judge, omissions
 from trrg_sdk.version import __version__
 
@@ -67,6 +70,7 @@ class Reporter:
         device: str = "auto",
         threads: int | None = None,
         clues: Sequence[Clue] = (),
+        decoding: Decoding = DEFAULT,
     ) -> None:
         """Open a bundle. The graphs open in the background; the first report waits for them.
 
@@ -77,6 +81,7 @@ class Reporter:
                 an error. ``"openvino"``, ``"tensorrt"`` and ``"tensorrt-rtx"`` are taken only by name.
             threads: Processor threads a graph may use; None takes the physical cores.
             clues: What to look for besides the bundle's own clues.
+            decoding: How reports are written. The default is greedy, with drafts where the bundle has a report store.
 
         Raises:
             BundleError: The bundle is missing, changed or unknown.
@@ -90,7 +95,7 @@ class Reporter:
         self.device = opened.device
         self._target = opened.target
         self._preprocess = Preprocess.from_manifest(self.bundle.preprocess)
-        self._engine = Engine(self.bundle, opened, clues=clues)
+        self._engine = Engine(self.bundle, opened, clues=clues, decoding=decoding)
         _LOG.info("bundle %s on device %s", self.bundle.manifest.bundle_id, self.device)
 
     def report(self, source: Source, *, clue_scores: Mapping[str, float] | None = None) -> Report:
@@ -132,11 +137,78 @@ class Reporter:
             selection = _choose(source, watch)
             perception = self._perceive(selection.radiograph, override, watch)
             with watch.step("decode"):
-                generation = self._engine.write(perception.prompt)
-            with watch.step("verify"):
-                written = _read(generation, self._engine)
-                verified = _verify(written, perception)
-        report = Report(
+                generation = self._engine.write(perception.prompt, scores=perception.scores)
+            verified = self._verified(generation, perception, watch)
+        report = self._composed(selection, perception, verified, watch)
+        picture = self._picture(selection.radiograph, perception)
+        return Reading(report, selection.radiograph.context, picture, datetime.now().astimezone())
+
+    def stream(
+        self, source: Source, *, clue_scores: Mapping[str, float] | None = None, cancel: Event | None = None
+    ) -> Generator[Sentence | Report, None, None]:
+        """Write a draft report and hand out its sentences as they are completed.
+
+        A sentence comes when the next one begins. Until the report comes or the generator is closed, which also
+        stops between two passes of the decoder, no other thread can write with this reporter.
+
+        Args:
+            source: As for :meth:`report`.
+            clue_scores: As for :meth:`report`.
+            cancel: When it is set, writing stops before the next pass of the decoder, and no report comes.
+
+        Yields:
+            Each sentence with its verdict, then the report, which :meth:`report` would have written too. Its timings
+            hold the time that the caller took.
+
+        Raises:
+            TrrgError: As for :meth:`report`.
+        """
+        override = self._engine.clues.override(clue_scores)
+        watch = _Stopwatch()
+        with watch.step("total"):
+            selection = _choose(source, watch)
+            perception = self._perceive(selection.radiograph, override, watch)
+            with watch.step("decode"):
+                told, generation = yield from self._growing(perception, cancel)
+            if generation is None:
+                return
+            verified = self._verified(generation, perception, watch)
+            yield from verified.sentences[told:]
+        yield self._composed(selection, perception, verified, watch)
+
+    def _growing(
+        self, perception: Perception, cancel: Event | None
+    ) -> Generator[Sentence, None, tuple[int, Generation | None]]:
+        """Yield sentences while the text grows; return how many, and the text unless it was cancelled."""
+        ids: list[int] = []
+        logprobs: list[float] = []
+        told, peaks = 0, heat_peaks(perception.heat)
+        with closing(self._engine.writing(perception.prompt, scores=perception.scores)) as writing:
+            while not (cancel and cancel.is_set()):
+                try:
+                    tokens = next(writing)
+                except StopIteration as done:
+                    return told, done.value
+                ids += [token.id for token in tokens]
+                logprobs += [token.logprob for token in tokens]
+                for item in read_finished(ids, logprobs, decode=self._engine.text, skip=told):
+                    yield _judged(item, perception, peaks)
+                    told += 1
+        return told, None
+
+    def _verified(self, generation: Generation, perception: Perception, watch: _Stopwatch) -> _Verified:
+        with watch.step("verify"):
+            written = read_tokens(
+                generation.ids, generation.logprobs, stopped=generation.stopped, decode=self._engine.text
+            )
+            peaks = heat_peaks(perception.heat)
+            sentences = tuple(_judged(item, perception, peaks) for item in written.sentences)
+            missing = omissions((item.labels for item in sentences), perception.scores, peaks=peaks)
+        return _Verified(generation, written, sentences, missing)
+
+    def _composed(self, selection: Selection, perception: Perception, verified: _Verified, watch: _Stopwatch) -> Report:
+        generation, written = verified.generation, verified.written
+        return Report(
             text=written.text,
             sentences=verified.sentences,
             clues=perception.scores,
@@ -148,8 +220,36 @@ class Reporter:
             timings_ms=watch.timings_ms,
             provenance=self._provenance(),
         )
-        context = selection.radiograph.context
-        return Reading(report, context, self._picture(selection.radiograph, perception), datetime.now().astimezone())
+
+    def uncertainty(
+        self, source: Source, *, samples: int = 8, temperature: float = 1.0, seed: int = 0
+    ) -> tuple[Report, Uncertainty]:
+        """Write a report, then draw other texts for the same image by chance and see how far they agree with it.
+
+        Args:
+            source: As for :meth:`report`.
+            samples: How many texts to draw.
+            temperature: Of the draws; 1 draws what the model believes.
+            seed: Of the draws.
+
+        Returns:
+            The report that :meth:`report` would have written, and how far the drawn texts agree.
+
+        Raises:
+            TrrgError: As for :meth:`report`; a value that makes no sense.
+        """
+        watch = _Stopwatch()
+        with watch.step("total"):
+            selection = _choose(source, watch)
+            perception = self._perceive(selection.radiograph, self._engine.clues.override(None), watch)
+            with watch.step("decode"):
+                generation = self._engine.write(perception.prompt, scores=perception.scores)
+            verified = self._verified(generation, perception, watch)
+            with watch.step("sample"):
+                drawn = self._engine.sample(perception.prompt, count=samples, temperature=temperature, seed=seed)
+        texts = [self._engine.text(one.ids) for one in drawn]
+        agreement = compare_texts([item.labels for item in verified.sentences], texts)
+        return self._composed(selection, perception, verified, watch), agreement
 
     def report_many(self, sources: Iterable[Source]) -> Iterator[Outcome]:
         """Write reports one after the other, in order; nothing is kept, so any number of studies fits.
@@ -204,6 +304,8 @@ class Reporter:
 
 
 class _Verified(NamedTuple):
+    generation: Generation
+    written: Written
     sentences: tuple[Sentence, ...]
     omissions: tuple[Omission, ...]
 
@@ -238,15 +340,7 @@ def _choose(source: Source, watch: _Stopwatch) -> Selection:
         return select(candidates)
 
 
-def _read(generation: Generation, engine: Engine) -> Written:
-    return read_tokens(generation.ids, generation.logprobs, stopped=generation.stopped, decode=engine.text)
-
-
-def _verify(written: Written, perception: Perception) -> _Verified:
-    clues, peaks = perception.scores, heat_peaks(perception.heat)
-    sentences = []
-    for item in written.sentences:
-        labels = label_sentence(item.text)
-        judgement = judge(labels, clues, peaks=peaks)
-        sentences.append(Sentence(item.text, item.section, labels, judgement.verdict, judgement.evidence, item.logprob))
-    return _Verified(tuple(sentences), omissions((item.labels for item in sentences), clues, peaks=peaks))
+def _judged(item: WrittenSentence, perception: Perception, peaks: Mapping[str, HeatPeak]) -> Sentence:
+    labels = label_sentence(item.text)
+    judgement = judge(labels, perception.scores, peaks=peaks)
+    return Sentence(item.text, item.section, labels, judgement.verdict, judgement.evidence, item.logprob)

@@ -47,7 +47,11 @@ class Graph(Protocol):
 
 
 class Decoder(Protocol):
-    """One sequence being written: a causal language model with its keys and values. One thread at a time."""
+    """One sequence being written: a causal language model with its keys and values. One thread at a time.
+
+    The keys and values of positions that were read stay until others are written over them, so forgetting the last
+    ones (:meth:`truncate`) costs nothing: they are no longer looked at.
+    """
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -60,8 +64,18 @@ class Decoder(Protocol):
         ...
 
     @property
+    def length(self) -> int:
+        """How many positions were read and not forgotten."""
+        ...
+
+    @property
     def free(self) -> int:
         """How many more positions fit."""
+        ...
+
+    @property
+    def all_rows(self) -> bool:
+        """Whether :meth:`read` gives the logits of every position; some graphs are cut down to those of the last."""
         ...
 
     def prefill(self, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -91,6 +105,36 @@ class Decoder(Protocol):
         Raises:
             UsageError: The shape is wrong, or no position is free.
             DeviceError: The runtime failed.
+        """
+        ...
+
+    def read(self, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Append several positions in one pass.
+
+        The logits differ from those of as many steps by rounding, and so do those of every later position, since the
+        keys and values do.
+
+        Args:
+            embeds: (S, Dl) floating, the embeddings of the tokens.
+
+        Returns:
+            float32 (S, V), the logits after each; (1, V) where ``all_rows`` is false. The caller may write into it;
+            valid until the next call.
+
+        Raises:
+            UsageError: The shape is wrong, or fewer positions are free.
+            DeviceError: The runtime failed.
+        """
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Forget the last positions; nothing is copied.
+
+        Args:
+            length: How many positions to keep.
+
+        Raises:
+            UsageError: It is negative or more than were read.
         """
         ...
 
