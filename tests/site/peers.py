@@ -26,7 +26,7 @@ def dcmtk(name: str) -> str:
         path = Path(folder) / name
         if path.is_file() and path.read_bytes()[:2] != b"#!":
             return str(path)
-    pytest.skip(f"dcmtk's {name} is not installed (.ci/debian-packages.txt)")
+    pytest.skip(f"dcmtk's {name} is not installed (.ci/debian-packages)")
 
 
 def run(program: str, *arguments: object, timeout: float = 60) -> subprocess.CompletedProcess[str]:
@@ -97,7 +97,7 @@ class Orthanc:
 def orthanc(folder: Path, *, modalities: dict[str, Any]) -> Iterator[Orthanc]:
     program = shutil.which("Orthanc", path=os.environ.get("PATH", "") + ":/usr/sbin")
     if program is None:
-        pytest.skip("Orthanc is not installed (.ci/debian-packages.txt)")
+        pytest.skip("Orthanc is not installed (.ci/debian-packages)")
     folder.mkdir(exist_ok=True)
     pacs = Orthanc("ORTHANC", free_port(), free_port())
     configuration = {
