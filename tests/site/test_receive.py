@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import sys
@@ -306,3 +307,57 @@ def test_a_spool_that_cannot_be_written_is_one_sentence(tmp_path: Path, capsys: 
     (tmp_path / "file").write_text("no folder", encoding="utf-8")
     assert main(["receive", "--spool", str(tmp_path / "file")]) == 2
     assert "cannot use the spool" in capsys.readouterr().err
+
+
+def test_without_the_extra_there_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynetdicom", None)
+    assert main(["receive", "--spool", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "trrg: DICOM networking needs an extra: pip install 'trrg-sdk[site]'\n"
+
+
+@pytest.mark.slow
+def test_a_large_object_is_never_whole_in_memory(tmp_path: Path) -> None:
+    spool, log, port = tmp_path / "spool", tmp_path / "log", free_port()
+    rows = 12_000
+    large = made(tmp_path, "large.dcm", uid="2.25.12", Rows=rows, Columns=rows, PixelData=bytes(2 * rows * rows))
+    with started(command(spool, port, 1.0), log) as process:
+        until(lambda: listens(port))
+        assert send(port, made(tmp_path, "small.dcm")).returncode == 0
+        before = peak_kib(process.pid)
+        assert send(port, large).returncode == 0
+        grown = peak_kib(process.pid) - before
+        until(lambda: len(files_of(spool)) == 2)
+    assert large.stat().st_size > 270 * 2**20
+    assert grown < 40 * 2**10, f"{grown} KiB"
+
+
+def peak_kib(process: int) -> int:
+    (line,) = [line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1])
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_lose_and_double_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    spool, log, port, rng = tmp_path / "spool", tmp_path / "log", free_port(), random.Random(3)
+    files = [made(tmp_path, f"{n}.dcm", uid=f"2.25.88{n}", study=f"2.25.7{n // 3}") for n in range(18)]
+    left = list(files)
+    while left:
+        with started(command(spool, port, 2.0), log) as process:
+            until(lambda: listens(port))
+            killer = threading.Timer(rng.uniform(0.1, 2.0), process.kill)
+            killer.start()
+            while left and process.poll() is None:
+                if send(port, left[0]).returncode == 0:
+                    left.pop(0)
+            killer.join()
+            process.wait()
+    with started(command(spool, port, 1.0), log) as process:
+        until(lambda: len(files_of(spool)) == len(files), seconds=30)
+    names = [path.name for path in files_of(spool)]
+    assert sorted(names) == sorted(f"{hashed(f'2.25.88{n}')}.dcm" for n in range(len(files)))
+    by_name = {path.name: path for path in files_of(spool)}
+    for number, source in enumerate(files):
+        assert data_set(by_name[f"{hashed(f'2.25.88{number}')}.dcm"]) == data_set(source)
+    assert "Traceback" not in log.read_text(encoding="utf-8")
