@@ -81,7 +81,7 @@ def third_party_imports(package: str) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("package", "extras"),
     [
-        ("trrg_sdk", ("", "cpu", "gpu", "openvino", "signature", "site")),
+        ("trrg_sdk", ("", "cpu", "gpu", "openvino", "signature", "sr", "fhir", "hl7", "site")),
         ("trrg_train", ("", "train", "cpu")),
         ("trrg_export", ("", "cpu", "train", "signature", "export", "gptq")),
     ],

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trrg_sdk.errors import InputError, TrrgError, UsageError
+from trrg_sdk.site import cli as site_cli
 from trrg_sdk.site import dicom_cli
 from trrg_sdk.version import __version__
 
@@ -34,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"trrg {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _declare_report(commands.add_parser("report", help="report on radiographs"))
+    site_cli.declare(commands)
     verify = commands.add_parser("verify", help="check every file of a bundle, and its signature")
     inspect = commands.add_parser("inspect", help="say what is in a bundle")
     for command in (verify, inspect):
@@ -61,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     commands: dict[str, Callable[[argparse.Namespace], int]] = {
         "report": _report,
+        "batch": site_cli.run_batch,
+        "watch": site_cli.run_watch,
         "verify": _verify,
         "inspect": _inspect,
         "doctor": _doctor,
@@ -82,7 +86,14 @@ def _declare_report(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: the physical cores)")
     parser.add_argument("--out", metavar="DIR", help="write files here instead of to the screen")
-    parser.add_argument("--format", default="text", metavar="F[,F]", help="text, json, or both (default: text)")
+    parser.add_argument(
+        "--format", default="text", metavar="F[,F]", help="formats of the table in the README (default: text)"
+    )
+    parser.add_argument(
+        "--deidentify",
+        metavar="KEYFILE",
+        help="take the patient out of every output (PS3.15 basic profile); a secret file of at least 32 random bytes",
+    )
     parser.add_argument(
         "--force-clue",
         action="append",
@@ -104,43 +115,49 @@ def _forced_clue(text: str) -> tuple[str, float]:
 def _report(args: argparse.Namespace) -> int:
     """Report on every input; one that is refused does not stop the others."""
     from trrg_sdk.outputs import open_output
+    from trrg_sdk.outputs.deidentify import deidentify, read_key
 
     outputs = [open_output(name.strip()) for name in args.format.split(",")]
+    if not args.out and any(output.EXTENSION.endswith(".dcm") for output in outputs):
+        raise UsageError("a DICOM file is not for the screen; name a folder with --out")
+    key = read_key(args.deidentify) if args.deidentify else b""
     from trrg_sdk.reporter import Reporter
 
     reporter = Reporter(args.bundle, device=args.device, threads=args.threads)
     forced, code = dict(args.force_clue), 0
     for number, name in enumerate(args.input, start=1):
         try:
-            made = reporter.report(name, clue_scores=forced)
+            made = reporter.read(name, clue_scores=forced)
+            made = deidentify(made, key) if key else made
+            written = [(output, output.render(made)) for output in outputs]
         except InputError as error:
             print(f"trrg: {name}: {error}", file=sys.stderr)
             code = error.exit_code
             continue
         if args.out:
-            print(f"{name}: {', '.join(_save(made, outputs, Path(args.out), number=number))}")
+            print(f"{name}: {', '.join(_save(written, Path(args.out), stem=_stem(made.report, number)))}")
         else:
-            _show(made, outputs, title=f"{name}:\n" if len(args.input) > 1 else "")
+            _show(written, title=f"{name}:\n" if len(args.input) > 1 else "")
     return code
 
 
-def _show(made: Report, outputs: Sequence[Output], *, title: str) -> None:
+def _show(written: Sequence[tuple[Output, bytes]], *, title: str) -> None:
     sys.stdout.flush()
-    for output in outputs:
+    for output, content in written:
         heading = os.fsencode(title) if output.NAME == "text" else b""  # JSON stays JSON for whoever reads the stream
-        sys.stdout.buffer.write(heading + output.render(made))
+        sys.stdout.buffer.write(heading + content)
     sys.stdout.buffer.flush()
 
 
-def _save(made: Report, outputs: Sequence[Output], folder: Path, *, number: int) -> list[str]:
+def _save(written: Sequence[tuple[Output, bytes]], folder: Path, *, stem: str) -> list[str]:
     """Write each file beside its place and rename it, so that a reader never sees half of one."""
-    stem, names = _stem(made, number), []
+    names = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for output in outputs:
+        for output, content in written:
             target = folder / f"{stem}{output.EXTENSION}"
             partial = target.with_name(f".{target.name}.partial")
-            partial.write_bytes(output.render(made))
+            partial.write_bytes(content)
             os.replace(partial, target)
             names.append(target.name)
     except OSError as error:

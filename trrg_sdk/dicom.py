@@ -5,6 +5,7 @@ Everything that pydicom and its decoders can raise is translated here into ``Dic
     unreadable     the path cannot be opened
     not_dicom      another kind of file
     corrupt        DICOM, but its structure is broken
+    too_complex    more elements, or more in a deflated data set, than any image has
     no_pixels      an object without an image
     missing_tag    a required element is absent
     bad_value      the value of an element is unusable
@@ -30,6 +31,8 @@ from numpy.typing import NDArray
 
 from trrg_sdk import dicom_tags as tags
 from trrg_sdk import pixel_data
+from trrg_sdk.context import StudyContext, read_context
+from trrg_sdk.dicom_stream import read_all
 from trrg_sdk.errors import DicomError, InputError
 from trrg_sdk.pixels import Window, show
 from trrg_sdk.report import GateReason
@@ -37,9 +40,9 @@ from trrg_sdk.report import GateReason
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-Source: TypeAlias = "str | os.PathLike[str] | bytes | Dataset | NDArray[Any]"
+Source: TypeAlias = "str | os.PathLike[str] | bytes | Dataset | NDArray[Any] | Radiograph"
 
-_MAGIC = {
+MAGIC = {
     b"\xff\xd8\xff": "a JPEG picture",
     b"\x89PNG": "a PNG picture",
     b"%PDF": "a PDF document",
@@ -72,6 +75,7 @@ class Radiograph:
         frames: Always 1: more are refused.
         patient_age_years: From (0010,1010).
         notes: What had to be assumed, one sentence each.
+        context: The patient's and the study's attributes; None for an array.
 
     Every string is "" when the file does not hold it (or holds no valid code).
     """
@@ -91,6 +95,7 @@ class Radiograph:
     frames: int = 1
     patient_age_years: float | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+    context: StudyContext | None = field(default=None, repr=False)
 
     @property
     def pixel_size(self) -> tuple[float, float]:
@@ -103,11 +108,13 @@ def load(source: Source) -> Radiograph:
 
     Args:
         source: A path, the bytes of a file, a pydicom Dataset (it is not changed) or a 2-D numpy array of numbers
-            (H, W) in which **larger is brighter**; an array's range is scaled to 0..1.
+            (H, W) in which **larger is brighter**; an array's range is scaled to 0..1. A Radiograph is one already.
 
     Raises:
         DicomError: It cannot be read as one grey image; ``code`` says why (see the module).
     """
+    if isinstance(source, Radiograph):
+        return source
     if isinstance(source, np.ndarray):
         return _from_array(source)
     with tags.quiet():
@@ -163,11 +170,11 @@ def pick_frontal(radiographs: Sequence[Radiograph]) -> tuple[Radiograph, list[tu
     Raises:
         InputError: None of them is frontal (code ``no_frontal``).
     """
-    ranked = sorted((r for r in radiographs if not is_lateral(r)), key=lambda r: (_rank(r), -r.pixels.size))
+    ranked = sorted((r for r in radiographs if not is_lateral(r)), key=lambda r: (rank(r), -r.pixels.size))
     if not ranked:
         raise InputError("the study holds no frontal chest image; send the PA or AP view", code="no_frontal")
     chosen = ranked[0]
-    return chosen, [(other, _why_not(other, chosen)) for other in radiographs if other is not chosen]
+    return chosen, [(other, why_not(other, chosen)) for other in radiographs if other is not chosen]
 
 
 def is_lateral(radiograph: Radiograph) -> bool:
@@ -175,13 +182,13 @@ def is_lateral(radiograph: Radiograph) -> bool:
     return radiograph.view_position in _LATERAL
 
 
-def _rank(radiograph: Radiograph) -> int:
-    """0 for PA, 1 for AP, 2 for any other view."""
+def rank(radiograph: Radiograph) -> int:
+    """Order the views: 0 for PA, 1 for AP, 2 for any other view."""
     return {"PA": 0, "AP": 1}.get(radiograph.view_position, 2)
 
 
-def _why_not(other: Radiograph, chosen: Radiograph) -> GateReason:
-    """Why an image of the study was not reported."""
+def why_not(other: Radiograph, chosen: Radiograph) -> GateReason:
+    """Say why an image of the study was not reported and ``chosen`` was."""
     if is_lateral(other):
         return GateReason("lateral_view", "The view is lateral; only frontal views are reported.", "None needed.")
     better = chosen.view_position or "larger"
@@ -235,15 +242,15 @@ def _parse(content: bytes) -> Dataset:
     """The bytes of a file as a Dataset; also of a file without preamble and file meta (PS3.10 7.1)."""
     from io import BytesIO
 
-    import pydicom
-
     is_part10 = content[128:132] == b"DICM"
-    for magic, kind in () if is_part10 else _MAGIC.items():
+    for magic, kind in () if is_part10 else MAGIC.items():
         if content.startswith(magic):
             raise DicomError(f"a DICOM file was expected, {kind} came; export the image as DICOM", code="not_dicom")
     try:
-        dataset = pydicom.dcmread(BytesIO(content), force=True)
-        plausible = is_part10 or _looks_like_dicom(dataset)
+        dataset = read_all(BytesIO(content))
+        plausible = is_part10 or looks_like_dicom(dataset)
+    except DicomError:
+        raise
     except Exception as error:  # a broken structure raises whatever the parser trips over
         if is_part10:
             raise DicomError(
@@ -256,8 +263,8 @@ def _parse(content: bytes) -> Dataset:
     return dataset
 
 
-def _looks_like_dicom(dataset: Dataset) -> bool:
-    """Without the "DICM" mark, only a known SOP class or an image's elements make a DICOM file."""
+def looks_like_dicom(dataset: Dataset) -> bool:
+    """Say whether it is one: without the "DICM" mark, only a known SOP class or an image's elements make one."""
     from pydicom.uid import UID
 
     known = UID(tags.uid(dataset, "SOPClassUID")).type == "SOP Class"
@@ -269,6 +276,7 @@ def _from_dataset(dataset: Dataset) -> Radiograph:
     stored, decode_notes = pixel_data.stored_values(dataset)
     shown = show(stored, dataset)
     spacing, aspect, spacing_notes = _spacing(dataset)
+    context = read_context(dataset)
     return Radiograph(
         pixels=shown.pixels,
         spacing_mm=spacing,
@@ -279,11 +287,12 @@ def _from_dataset(dataset: Dataset) -> Radiograph:
         sop_class_uid=tags.uid(dataset, "SOPClassUID"),
         modality=tags.code(dataset, "Modality"),
         body_part=tags.code(dataset, "BodyPartExamined"),
-        view_position=_view(dataset),
+        view_position=view_position(dataset),
         photometric_interpretation=tags.code(dataset, "PhotometricInterpretation"),
         window=shown.window,
         patient_age_years=tags.age_years(dataset),
-        notes=decode_notes + shown.notes + spacing_notes,
+        notes=decode_notes + shown.notes + spacing_notes + context.notes,
+        context=context,
     )
 
 
@@ -303,7 +312,7 @@ def _spacing(dataset: Dataset) -> tuple[tuple[float, float] | None, float, tuple
     return None, 1.0, ("pixel spacing unknown: pixels are taken as square",)
 
 
-def _view(dataset: Dataset) -> str:
+def view_position(dataset: Dataset) -> str:
     """The view: View Position, else the meaning of View Code Sequence, else Patient Orientation."""
     position = tags.code(dataset, "ViewPosition")
     if position:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _CODE_STRING = re.compile(r"[A-Z0-9 _]{1,16}")  # PS3.5 6.2, VR CS
 _MONTHS = {"Y": 12.0, "M": 1.0, "W": 12 / 52.1775, "D": 12 / 365.2425}  # PS3.5 6.2, VR AS
+_MAX_VALUE = 256 << 10  # bytes; a lookup table of 65,536 entries has half of it
+_MAX_SEQUENCE = 1 << 20
 _UID = re.compile(r"[0-9.]{1,64}")  # PS3.5 6.2, VR UI
 
 
@@ -83,10 +85,21 @@ def raw(dataset: Dataset, keyword: str) -> Any:
         DicomError: The element's bytes do not fit its VR (code ``bad_value``).
     """
     try:
+        _check_length(dataset, keyword)
         value = dataset.get(keyword)
+    except DicomError:
+        raise
     except Exception as error:  # pydicom converts values late, with whatever exception its VR's parser raises
         raise bad_value(keyword, "a value that fits its VR") from error
     return None if value is None or value == "" or value == [] else value
+
+
+def _check_length(dataset: Dataset, keyword: str) -> None:
+    """A value is converted only when its length makes sense: pydicom would turn 50 MB of backslashes into a list."""
+    element = dataset.get_item(keyword) if keyword in dataset else None
+    limit = _MAX_SEQUENCE if getattr(element, "VR", None) == "SQ" else _MAX_VALUE
+    if keyword != "PixelData" and (getattr(element, "length", None) or 0) > limit:  # only raw elements have a length
+        raise bad_value(keyword, f"at most {limit >> 10} KiB")
 
 
 def bad_value(keyword: str, expected: str) -> DicomError:

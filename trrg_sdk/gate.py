@@ -58,8 +58,13 @@ def check(radiograph: Radiograph) -> tuple[GateReason, ...]:
     Returns:
         All reasons against reporting it, the most telling first; empty when it may be reported.
     """
-    reasons = [*_kind(radiograph), *_anatomy(radiograph), *_size(radiograph)]
+    reasons = [*declared(radiograph), *_size(radiograph)]
     return tuple(reasons or judge(look(radiograph.pixels)))
+
+
+def declared(radiograph: Radiograph) -> tuple[GateReason, ...]:
+    """Judge what the file says of itself; the pixels need not be there."""
+    return (*_kind(radiograph), *_anatomy(radiograph))
 
 
 def _kind(radiograph: Radiograph) -> list[GateReason]:

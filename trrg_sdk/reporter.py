@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from trrg_sdk.errors import InputError
 from trrg_sdk.labeler import label_sentence
 from trrg_sdk.manifest import GRAPH_NAMES
 from trrg_sdk.preprocess import Preprocess
+from trrg_sdk.reading import Picture, Reading
 from trrg_sdk.report import GenerationInfo, Omission, Provenance, Report, Sentence
 from trrg_sdk.sentences import Written, read_tokens
 from trrg_sdk.study import Selection, select
@@ -39,12 +41,14 @@ class Outcome:
         index: Place of the input, from 0.
         source: The input as it was given. Not in the ``repr``: it may hold a patient's name.
         report: The report, or None.
+        reading: The same with what filing it needs, or None; it holds patient data, and the whole image.
         error: Why there is none, or None. Its traceback is cut off: it would keep the image in memory.
     """
 
     index: int
     source: Source = field(repr=False)
     report: Report | None = None
+    reading: Reading | None = field(default=None, repr=False)
     error: InputError | None = None
 
 
@@ -107,6 +111,21 @@ class Reporter:
             BundleError: A graph is not what the manifest says.
             DeviceError: The device failed.
         """
+        return self.read(source, clue_scores=clue_scores).report
+
+    def read(self, source: Source, *, clue_scores: Mapping[str, float] | None = None) -> Reading:
+        """Write a draft report and keep what filing it needs: whose study it is, the image and its heat maps.
+
+        Args:
+            source: As for ``report``.
+            clue_scores: As for ``report``.
+
+        Returns:
+            The report and what the modules of ``trrg_sdk.outputs`` write from; it holds patient data.
+
+        Raises:
+            InputError, UsageError, BundleError, DeviceError: As for ``report``.
+        """
         override = self._engine.clues.override(clue_scores)
         watch = _Stopwatch()
         with watch.step("total"):
@@ -117,7 +136,7 @@ class Reporter:
             with watch.step("verify"):
                 written = _read(generation, self._engine)
                 verified = _verify(written, perception)
-        return Report(
+        report = Report(
             text=written.text,
             sentences=verified.sentences,
             clues=perception.scores,
@@ -129,6 +148,8 @@ class Reporter:
             timings_ms=watch.timings_ms,
             provenance=self._provenance(),
         )
+        context = selection.radiograph.context
+        return Reading(report, context, self._picture(selection.radiograph, perception), datetime.now().astimezone())
 
     def report_many(self, sources: Iterable[Source]) -> Iterator[Outcome]:
         """Write reports one after the other, in order; nothing is kept, so any number of studies fits.
@@ -141,7 +162,8 @@ class Reporter:
         """
         for index, source in enumerate(sources):
             try:
-                outcome = Outcome(index, source, report=self.report(source))
+                reading = self.read(source)
+                outcome = Outcome(index, source, report=reading.report, reading=reading)
             except InputError as error:
                 error.__traceback__ = error.__cause__ = error.__context__ = None
                 outcome = Outcome(index, source, error=error)
@@ -154,6 +176,13 @@ class Reporter:
             self._engine.wait()
         with watch.step("perceive"):
             return self._engine.perceive(pixels, override=override)
+
+    def _picture(self, image: Radiograph, perception: Perception) -> Picture:
+        size = self._preprocess.size
+        top, left, rows, columns = self._preprocess.fitted_box(image.pixels.shape, spacing_mm=image.pixel_size)
+        box = (top / size, left / size, rows / size, columns / size)
+        height, width = image.pixel_size
+        return Picture(image.pixels, perception.heat, box, height / width)
 
     def _provenance(self) -> Provenance:
         manifest = self.bundle.manifest

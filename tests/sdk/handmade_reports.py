@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from tests.sdk.chest_dicom import MARK
+from trrg_sdk.context import StudyContext
+from trrg_sdk.reading import Picture, Reading
 from trrg_sdk.report import (
     ClueScore,
     ClueScores,
@@ -57,3 +65,42 @@ def full_report() -> Report:
             "mini-0123abcd", "ab" * 32, "cpu", "int8", "0.1.0", "Research only, not for clinical use."
         ),
     )
+
+
+MADE_AT = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+
+
+def full_context(**values: Any) -> StudyContext:
+    """A context with every value, all of the patient's marked."""
+    filled: dict[str, Any] = {
+        "patient_name": f"{MARK}^Jane",
+        "patient_id": f"{MARK}-1",
+        "issuer_of_patient_id": f"{MARK}-SITE",
+        "patient_birth_date": "19010203",
+        "patient_sex": "F",
+        "study_instance_uid": "2.25.1",
+        "study_date": "19990807",
+        "study_time": "101112",
+        "study_id": f"{MARK}S",
+        "study_description": f"Thorax {MARK}",
+        "accession_number": f"{MARK}A",
+        "referring_physician_name": f"{MARK}^Doctor",
+        "series_instance_uid": "2.25.1.1",
+        "sop_class_uid": "1.2.840.10008.5.1.4.1.1.1.1",
+        "sop_instance_uid": SOP_UID,
+        "burned_in_annotation": "NO",
+    }
+    return StudyContext(**(filled | values))
+
+
+def full_picture() -> Picture:
+    """A ramp with one warm patch for each clue."""
+    heat = np.full((6, 6), 0.1, np.float32)
+    heat[4, 1] = 0.97
+    pixels = np.linspace(0, 1, 200 * 160, dtype=np.float32).reshape(200, 160)
+    return Picture(pixels, {"Pleural Effusion": heat, "Edema": heat.T.copy()}, box=(0.0, 0.1, 1.0, 0.8))
+
+
+def full_reading(**values: Any) -> Reading:
+    """``full_report`` with all that filing it needs; ``values`` are those of its context."""
+    return Reading(full_report(), full_context(**values), full_picture(), MADE_AT)

@@ -216,6 +216,6 @@ def test_overlapping_threads_restore_the_filters() -> None:
 def test_every_code_is_documented() -> None:
     documented = {line.split()[0] for line in (dicom.__doc__ or "").splitlines() if line.startswith("    ")}
     package = Path(dicom.__file__).parent
-    sources = [package / f"{name}.py" for name in ("dicom", "pixel_data", "pixels", "dicom_tags")]
+    sources = [package / f"{name}.py" for name in ("dicom", "dicom_stream", "pixel_data", "pixels", "dicom_tags")]
     raised = {code for path in sources for code in re.findall(r'code="(\w+)"', path.read_text(encoding="utf-8"))}
     assert raised - {"empty_study", "several_studies", "no_frontal"} == documented

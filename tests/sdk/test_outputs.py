@@ -8,6 +8,7 @@ import pytest
 from tests.sdk.handmade_reports import SOP_UID, full_report
 from trrg_sdk.errors import UsageError
 from trrg_sdk.outputs import FORMATS, open_output
+from trrg_sdk.reading import Reading
 from trrg_sdk.report import ClueScores, GateResult, Report
 
 
@@ -16,7 +17,7 @@ def test_every_output_has_the_same_names(name: str) -> None:
     output = open_output(name)
     assert name == output.NAME
     assert output.EXTENSION.startswith(".")
-    assert output.render(full_report()).endswith(b"\n")
+    assert output.render(Reading(full_report())).endswith(b"\n")
 
 
 def test_extensions_differ() -> None:
@@ -34,11 +35,11 @@ def test_the_json_module_does_not_hide_the_standard_one() -> None:
 
 
 def test_json_reads_back() -> None:
-    assert Report.from_json(open_output("json").render(full_report())) == full_report()
+    assert Report.from_json(open_output("json").render(Reading(full_report()))) == full_report()
 
 
 def rendered(report: Report) -> str:
-    return open_output("text").render(report).decode()
+    return open_output("text").render(Reading(report)).decode()
 
 
 def test_text_says_what_supports_each_sentence() -> None:

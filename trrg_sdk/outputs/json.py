@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from trrg_sdk.report import Report
+from trrg_sdk.reading import Reading
 
 NAME = "json"
 EXTENSION = ".json"
 
 
-def render(report: Report) -> bytes:
+def render(reading: Reading) -> bytes:
     """UTF-8 JSON, indented, a line break at the end; it holds the images' UIDs and is to be kept like them."""
-    return (report.to_json() + "\n").encode()
+    return (reading.report.to_json() + "\n").encode()
+
+
+def unavailable_reason() -> None:
+    """Nothing is needed."""

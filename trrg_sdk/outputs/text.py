@@ -6,11 +6,13 @@ import textwrap
 from collections.abc import Iterable
 from itertools import groupby
 
+from trrg_sdk.reading import Reading
 from trrg_sdk.report import ClueScore, Evidence, GateReason, HeatPeak, Omission, Report, Sentence
 
 NAME = "text"
 EXTENSION = ".txt"
 
+BANNER = "DRAFT, written by a program. A radiologist has to check every sentence against the image."
 _WIDTH = 100
 _MARKS = {
     "supported": "supported",
@@ -20,12 +22,13 @@ _MARKS = {
 }
 
 
-def render(report: Report) -> bytes:
+def render(reading: Reading) -> bytes:
     """UTF-8 text with Unix line ends, for a fixed-width font."""
+    report = reading.report
     blocks = [
         _banner(report),
         *_sections(report.sentences),
-        _block("PERCEIVED, BUT NOT SAID", map(_omission, report.omissions)),
+        _block("PERCEIVED, BUT NOT SAID", map(describe_clue, report.omissions)),
         _clue_table(report),
         _block("NOTES", (*report.notes, *map(_gate_reason, report.gate.reasons))),
         _provenance(report),
@@ -33,8 +36,25 @@ def render(report: Report) -> bytes:
     return ("\n\n".join(block for block in blocks if block) + "\n").encode()
 
 
+def unavailable_reason() -> None:
+    """Nothing is needed."""
+
+
+def printable(text: str) -> str:
+    """The text without control characters: a byte-level vocabulary can spell them, and a terminal would obey."""
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+
+
+def describe_clue(clue: Evidence | Omission) -> str:
+    """A clue in one line: its probability and threshold, and where it is strongest when it is present."""
+    forced = " forced" if clue.forced else ""
+    present = clue.probability >= clue.threshold
+    where = _where(clue.heat_peak) if clue.heat_peak and present else ""
+    return f"{printable(clue.clue)} {clue.probability:.2f}{forced} (threshold {clue.threshold:.2f}){where}"
+
+
 def _banner(report: Report) -> str:
-    lines = ["DRAFT, written by a program. A radiologist has to check every sentence against the image."]
+    lines = [BANNER]
     lines += textwrap.wrap(report.provenance.intended_use, _WIDTH)
     if any(clue.forced for clue in report.clues):
         lines.append("Clue scores were forced by the caller: this text does not describe the image.")
@@ -56,19 +76,11 @@ def _block(title: str, lines: Iterable[str]) -> str:
 
 def _sentence(sentence: Sentence) -> str:
     support = ", ".join(map(_support, sentence.evidence))
-    # A byte-level vocabulary can spell control characters, and a terminal would obey them.
-    text = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in sentence.text)
-    return f"{text} [{_MARKS[sentence.verdict]}{': ' if support else ''}{support}]"
+    return f"{printable(sentence.text)} [{_MARKS[sentence.verdict]}{': ' if support else ''}{support}]"
 
 
 def _support(evidence: Evidence) -> str:
     return f"{evidence.clue} {evidence.probability:.2f}{' forced' if evidence.forced else ''}"
-
-
-def _omission(omission: Omission) -> str:
-    where = _where(omission.heat_peak) if omission.heat_peak else ""
-    forced = " forced" if omission.forced else ""
-    return f"{omission.clue} {omission.probability:.2f}{forced} (threshold {omission.threshold:.2f}){where}"
 
 
 def _where(peak: HeatPeak) -> str:

@@ -1,1 +1,1 @@
-"""On site: folders of DICOM in, reports that a PACS accepts out."""
+"""What a hospital runs: folders of DICOM in, draft reports out."""

@@ -1,0 +1,137 @@
+"""What a batch costs: beside the bare ``report_many``, to resume over 100,000 studies, and to decode each codec.
+
+python tests/benchmarks/site_batch.py throughput FOLDER
+python tests/benchmarks/site_batch.py resume
+python tests/benchmarks/site_batch.py codecs DICOM_FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from trrg_sdk import Reporter
+from trrg_sdk.dicom import load
+from trrg_sdk.errors import InputError
+from trrg_sdk.site.job import Job, Open, open_outputs
+from trrg_sdk.site.ledger import Ledger, Row
+from trrg_sdk.site.lock import Stop
+from trrg_sdk.site.look import Known, Settling, look
+from trrg_sdk.site.progress import Lines
+from trrg_sdk.site.studies import Entry, group
+from trrg_sdk.site.walk import Tree
+
+
+def throughput(folder: Path, repeats: int = 3) -> dict[str, object]:
+    """Studies a second of both, in turns, in one process with one reporter; each study is one file."""
+    reporter = Reporter(threads=1)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    list(reporter.report_many(files[:3]))
+    bare, batch = [], []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        done = sum(outcome.report is not None for outcome in reporter.report_many(files))
+        bare.append(done / (time.perf_counter() - start))
+        with tempfile.TemporaryDirectory() as out:
+            start = time.perf_counter()
+            options = open_outputs("text,json")
+            with Job(folder, Path(out), options).opened(reporter) as opened:
+                batch.append(_run(opened) / (time.perf_counter() - start))
+    ratio = statistics.median(batch) / statistics.median(bare)
+    return {"studies": len(files), "bare": bare, "batch": batch, "ratio of medians": round(ratio, 3)}
+
+
+def _run(opened: Open) -> int:
+    return opened.run(Lines(sys.stderr), Stop()).finished["done"]
+
+
+def resume(count: int = 100_000) -> dict[str, object]:
+    """Seconds from opening a ledger of ``count`` studies to knowing that nothing is to be done, and what it takes."""
+    with tempfile.TemporaryDirectory() as home:
+        folder, out = Path(home) / "in", Path(home) / "out"
+        out.mkdir()
+        for number in range(count):
+            path = folder / f"{number // 1000}" / str(number)
+            if number % 1000 == 0:
+                path.parent.mkdir(parents=True)
+            path.write_bytes(b"x")
+        tree, options = Tree(folder), open_outputs("text")
+        _fill(tree, out, options.formats)
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            ledger = Ledger(out)
+            opened = time.perf_counter()
+            known = Known(ledger.entries(), ledger.rows())
+            read = time.perf_counter()
+            seen = look(tree, options, "m", known, settling=Settling(0), stopped=lambda: False)
+            end = time.perf_counter()
+            ledger.close()
+            assert len(seen.studies) == count and not seen.todo
+            seconds.append({"open": opened - start, "read": read - opened, "look": end - read, "all": end - start})
+        size = (out / "ledger.sqlite").stat().st_size
+    return {"studies": count, "ledger MB": round(size / 1e6, 1), "seconds": [_rounded(each) for each in seconds]}
+
+
+def _fill(tree: Tree, out: Path, formats: str) -> None:
+    """Make the ledger as if every file were a reported study."""
+    ledger, files = Ledger(out), list(tree.walk())
+    entries = {f.key: Entry(f.size, f.mtime_ns, hashlib.sha256(f.key).digest(), f.key, "", 0) for f in files}
+    ledger.remember(entries)
+    clues = {f"clue {number}": 0.5 for number in range(14)}
+    rows = []
+    for study in group(files, entries, left_out=Counter()):
+        row = Row(study.key, study.quick(), "m", formats, "done", "", "", clues, "2026-01-01T00:00:00.000+00:00")
+        rows.append((study.key, row.content, row.quick, "m", formats, "done", "", "", json.dumps(clues), row.finished))
+    ledger._commit([("INSERT INTO studies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)])
+    ledger.close()
+
+
+def codecs(folder: Path) -> dict[str, object]:
+    """Milliseconds to load a file, the median of five, by transfer syntax; and megapixels a second."""
+    import pydicom
+
+    found: dict[str, list[dict[str, object]]] = defaultdict(list)
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        try:
+            pixels = load(content).pixels
+        except InputError:
+            continue
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            load(content)
+            times.append(time.perf_counter() - start)
+        header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+        syntax = header.file_meta.get("TransferSyntaxUID")
+        median = statistics.median(times)
+        shape = "x".join(map(str, pixels.shape))
+        line = {"pixels": shape, "ms": round(median * 1e3, 1), "MP/s": round(pixels.size / median / 1e6, 1)}
+        found[syntax.name if syntax else "none given"].append(line)
+    return dict(found)
+
+
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 2) for name, value in values.items()}
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=("throughput", "resume", "codecs"))
+    parser.add_argument("folder", type=Path, nargs="?")
+    args = parser.parse_args()
+    result = resume() if args.what == "resume" else {"throughput": throughput, "codecs": codecs}[args.what](args.folder)
+    sys.stdout.write(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

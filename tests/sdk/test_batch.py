@@ -1,0 +1,388 @@
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import shutil
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from tests.sdk.chest_dicom import MARK, chest_bytes
+from tests.sdk.site_folder import TEXT, TINY, audited, contents, put, states, studies
+from trrg_sdk import Report
+from trrg_sdk.backends import fake
+from trrg_sdk.cli import main
+from trrg_sdk.site import archive, lock
+
+Batch = Callable[..., int]
+
+
+@pytest.fixture
+def batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Batch:
+    """``trrg batch in --out out`` with the tiny bundle and the fake backend; it says how often the model wrote."""
+    script = Tokenizer.from_file(str(TINY / "tokenizer.json")).encode(TEXT, add_special_tokens=False).ids
+    opened = fake.open_backend(script=script)
+    monkeypatch.setattr("trrg_sdk.reporter.open_backend", lambda **_: opened)
+    fixed = [str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--bundle", str(TINY), "--format", "json"]
+    return lambda *more: main(["batch", *fixed, *map(str, more)])
+
+
+def reports(tmp_path: Path) -> dict[str, Report]:
+    return {path.stem: Report.from_json(path.read_bytes()) for path in (tmp_path / "out" / "reports").glob("*.json")}
+
+
+def only_report(tmp_path: Path) -> Report:
+    (report,) = reports(tmp_path).values()
+    return report
+
+
+def row(tmp_path: Path) -> dict[str, str]:
+    (found,) = csv.DictReader(io.StringIO((tmp_path / "out" / "summary.csv").read_text()))
+    return found
+
+
+def used(report: Report) -> list[str]:
+    return [image.sop_instance_uid for image in report.images if image.used]
+
+
+def why(report: Report) -> set[str]:
+    return {reason.code for reason in report.gate.reasons}
+
+
+def test_every_study_gets_a_report_named_by_a_hash(batch: Batch, tmp_path: Path) -> None:
+    studies(tmp_path / "in", 3)
+    assert batch() == 0
+    expected = {hashlib.sha256(f"2.25.8000{n}".encode()).hexdigest()[:16] for n in (1, 2, 3)}
+    assert set(reports(tmp_path)) == set(audited(tmp_path / "out")) == expected
+    assert states(tmp_path / "out") == {"done": 3}
+    assert {path.stem for path in (tmp_path / "out" / "pictures").iterdir()} == expected
+    assert only_lines(tmp_path) == 3
+
+
+def only_lines(tmp_path: Path) -> int:
+    return len(list(csv.DictReader(io.StringIO((tmp_path / "out" / "summary.csv").read_text()))))
+
+
+def test_nothing_is_done_twice(batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = studies(tmp_path / "in", 3)
+    assert batch() == 0
+    before = contents(tmp_path / "out")
+
+    def never(*_: object) -> None:
+        raise AssertionError("reported again")
+
+    monkeypatch.setattr("trrg_sdk.reporter.Reporter.read", never)
+    monkeypatch.setattr("trrg_sdk.site.batch.outbox.write", never)
+    assert batch() == 0
+    os.utime(files[0])  # touched, and the same
+    put(files[1].parent / "moved", files[1].read_bytes())
+    files[1].unlink()
+    assert batch("--settle", "0") == 0
+    assert contents(tmp_path / "out") == before and audited(tmp_path / "out").total() == 3
+
+
+@pytest.mark.parametrize("change", ["image", "bundle", "format", "another image"])
+def test_what_changed_is_reported_again(batch: Batch, tmp_path: Path, change: str) -> None:
+    first, *_ = studies(tmp_path / "in", 2)
+    assert batch() == 0
+    more: list[str] = []
+    if change == "image":
+        put(first, chest_bytes(uid="2.25.90001", study="2.25.80001", PixelSpacing=[1.0, 1.0]))
+    elif change == "another image":
+        put(first.with_name("ap"), chest_bytes(uid="2.25.7", study="2.25.80001", ViewPosition="AP"))
+    elif change == "format":
+        more = ["--format", "text"]
+    else:
+        other = tmp_path / "bundle"
+        shutil.copytree(TINY, other)
+        manifest = other / "manifest.json"
+        text = manifest.read_text().replace('"intended_use": "', '"intended_use": "Changed. ', 1)
+        manifest.write_text(text)
+        digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+        (other / "manifest.json.sha256").write_text(f"{digest}  manifest.json\n")
+        more = ["--bundle", str(other)]
+    assert batch(*more) == 0
+    assert audited(tmp_path / "out").total() == (4 if change in ("bundle", "format") else 3)
+    if change == "format":
+        assert {path.suffix for path in (tmp_path / "out" / "reports").iterdir()} == {".txt"}
+
+
+def test_the_frontal_original_is_taken_and_the_rest_is_left_out_with_its_reason(batch: Batch, tmp_path: Path) -> None:
+    folder = tmp_path / "in" / "study"
+    put(folder / "a-lateral", chest_bytes(uid="2.25.1", ViewPosition="LATERAL"))
+    put(folder / "b-derived", chest_bytes(uid="2.25.2", ImageType=["DERIVED", "SECONDARY"]))
+    put(folder / "c-ap", chest_bytes(uid="2.25.3", ViewPosition="AP"))
+    put(folder / "deeper" / "d-pa", chest_bytes(uid="2.25.4", ImageType=["DERIVED", "PRIMARY"]))
+    put(folder / "e-again", chest_bytes(uid="2.25.4"))
+    put(folder / "f-report", chest_bytes(uid="2.25.6", Rows=None, PixelData=None, Modality="SR"))
+    assert batch() == 0
+    report = only_report(tmp_path)
+    assert used(report) == ["2.25.4"]
+    assert why(report) == {"lateral_view", "derived", "other_frontal", "duplicate", "no_pixels"}
+    assert {image.sop_instance_uid for image in report.images} == {f"2.25.{n}" for n in (1, 2, 3, 4)}
+
+
+def test_an_image_that_the_gate_refuses_is_followed_by_the_next(batch: Batch, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    blank = chest_bytes(uid="2.25.1", PixelData=bytes(256 * 220 * 2 - 2) + b"\x01\x00")
+    put(folder / "blank", blank)
+    put(folder / "cut", chest_bytes(uid="2.25.2")[:40_000])
+    put(folder / "good", chest_bytes(uid="2.25.3", ViewPosition="AP"))
+    assert batch() == 0
+    assert used(only_report(tmp_path)) == ["2.25.3"]
+    assert why(only_report(tmp_path)) == {"blank", "truncated"}
+
+
+@pytest.mark.parametrize(
+    ("elements", "state", "code"),
+    [
+        ({"Modality": "CT"}, "refused", "wrong_modality"),
+        ({"BodyPartExamined": "HAND"}, "refused", "wrong_body_part"),
+        ({"ViewPosition": "LATERAL"}, "refused", "lateral_view"),
+        ({"PixelData": bytes(256 * 220 * 2 - 2) + b"\x01\x00"}, "refused", "blank"),
+        ({"PixelData": None}, "failed", "no_pixels"),
+        ({"PhotometricInterpretation": "RGB"}, "failed", "colour"),
+    ],
+)
+def test_a_study_without_a_report_is_listed_with_its_reason(
+    batch: Batch, tmp_path: Path, elements: dict[str, object], state: str, code: str
+) -> None:
+    put(tmp_path / "in" / "x", chest_bytes(study="2.25.5", **elements))
+    assert batch() == 3
+    assert (row(tmp_path)["outcome"], row(tmp_path)["reason"]) == (state, code)
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert f"<b>{code}</b>" in page and 'alt="the reported image"' not in page
+    assert batch() == 3  # it still stands
+    assert audited(tmp_path / "out").total() == 1
+
+
+def test_a_study_that_is_refused_now_loses_its_report(batch: Batch, tmp_path: Path) -> None:
+    put(tmp_path / "in" / "x", chest_bytes())
+    assert batch() == 0 and reports(tmp_path)
+    put(tmp_path / "in" / "x", chest_bytes(BodyPartExamined="HAND"), age_s=7200)
+    assert batch() == 3
+    assert not reports(tmp_path) and not list((tmp_path / "out" / "pictures").iterdir())
+
+
+def test_a_tree_as_it_comes(batch: Batch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "in"
+    studies(folder / "deep" / "er", 2)
+    put(folder / "DICOMDIR", chest_bytes(uid="2.25.77", SOPClassUID="1.2.840.10008.1.3.10", Rows=None, PixelData=None))
+    put(folder / "readme.txt", b"Open VIEWER.EXE")
+    put(folder / "empty", b"")
+    put(folder / "photo.jpg", b"\xff\xd8\xff\xe0" + bytes(100))
+    put(tmp_path / "elsewhere", chest_bytes(uid="2.25.66", study="2.25.66"))
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "loop").symlink_to(folder)
+    os.mkfifo(folder / "pipe")
+    assert batch() == 0
+    assert audited(tmp_path / "out").total() == 2
+    assert "1 dicomdir, 1 empty, 2 not_dicom, 1 special_file, 2 symbolic_link" in capfd.readouterr().out
+
+
+def test_the_output_folder_inside_is_no_input(batch: Batch, tmp_path: Path) -> None:
+    studies(tmp_path / "in", 1)
+    assert batch("--out", tmp_path / "in" / "out") == 0
+    put(tmp_path / "in" / "out" / "reports" / "x", chest_bytes(study="2.25.3"))
+    assert batch("--out", tmp_path / "in" / "out") == 0
+    assert audited(tmp_path / "in" / "out").total() == 1
+
+
+def pack(path: Path, members: dict[str, bytes], **options: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", **options) as stream:  # type: ignore[arg-type]
+        for name, content in members.items():
+            stream.writestr(name, content)
+    return put(path, path.read_bytes())
+
+
+def test_an_archive_is_read_and_never_unpacked(batch: Batch, tmp_path: Path) -> None:
+    inner = pack(tmp_path / "inner.zip", {"a": chest_bytes(study="2.25.3")}).read_bytes()
+    members = {
+        "a/b.dcm": chest_bytes(study="2.25.1"),
+        "../../escaped": chest_bytes(study="2.25.2"),
+        "inner.zip": inner,
+        "note": b"hello",
+    }
+    pack(tmp_path / "in" / "export.ZIP", members, compression=zipfile.ZIP_DEFLATED)
+    assert batch() == 0
+    assert audited(tmp_path / "out").total() == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "inner.zip", "out"]
+    assert batch() == 0 and audited(tmp_path / "out").total() == 2
+
+
+def test_hostile_archives_are_passed_over(
+    batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    pack(folder / "bomb.zip", {"a": bytes(archive.ALWAYS_ALLOWED + 1)}, compression=zipfile.ZIP_DEFLATED)
+    pack(folder / "method.zip", {"a": b"x" * 99}, compression=zipfile.ZIP_BZIP2)
+    monkeypatch.setattr(archive, "MAX_MEMBERS", 3)
+    pack(folder / "many.zip", {str(n): b"x" for n in range(4)})
+    put(folder / "cut.zip", pack(tmp_path / "c.zip", {"a": chest_bytes()}).read_bytes()[:-30])
+    broken = bytearray(pack(tmp_path / "b.zip", {"a": chest_bytes()}).read_bytes())
+    broken[5000] ^= 255  # the checksum does not fit any more
+    put(folder / "broken.zip", bytes(broken))
+    secret = bytearray(pack(tmp_path / "s.zip", {"a": b"x" * 99}).read_bytes())
+    secret[6] |= 1
+    secret[secret.index(b"PK\x01\x02") + 8] |= 1
+    put(folder / "secret.zip", bytes(secret))
+    assert batch() == 0
+    said = capfd.readouterr().out
+    assert "2 archive_bomb, 1 archive_broken, 1 archive_encrypted, 1 archive_method, 1 unreadable" in said
+
+
+def test_an_archive_whose_members_share_their_bytes_is_a_bomb(batch: Batch, tmp_path: Path) -> None:
+    content = bytearray(pack(tmp_path / "in" / "x.zip", {str(n): bytes(2000) for n in range(20)}).read_bytes())
+    at = content.index(b"PK\x01\x02")
+    while (at := content.find(b"PK\x01\x02", at + 1)) >= 0:
+        content[at + 20 : at + 28] = (9000).to_bytes(4, "little") * 2
+        content[at + 42 : at + 46] = bytes(4)
+    put(tmp_path / "in" / "x.zip", bytes(content))
+    with pytest.raises(archive.BadArchive, match="archive_bomb"):
+        archive.Archives().members(tmp_path / "in" / "x.zip", left_out=Counter())
+
+
+def test_a_file_that_is_still_being_copied_waits(
+    batch: Batch, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trrg_sdk.site.job.ROUNDS", 1)
+    studies(tmp_path / "in", 1)
+    put(tmp_path / "in" / "new", chest_bytes(study="2.25.6"), age_s=0)
+    assert batch("--settle", "30") == 0
+    assert "still arriving, left for the next time: 1 studies" in capfd.readouterr().out
+    assert audited(tmp_path / "out").total() == 1
+    assert batch("--settle", "0") == 0
+    assert audited(tmp_path / "out").total() == 2
+
+
+def test_a_young_file_that_is_cut_off_is_no_failure_yet(
+    batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trrg_sdk.site.job.ROUNDS", 1)
+    whole = chest_bytes()
+    put(tmp_path / "in" / "x", whole[:50_000], age_s=20)
+    assert batch("--settle", "10") == 0
+    assert states(tmp_path / "out") == {}
+    put(tmp_path / "in" / "x", whole, age_s=19)
+    assert batch("--settle", "10") == 0
+    assert states(tmp_path / "out") == {"done": 1}
+
+
+def test_what_settles_meanwhile_is_reported_by_the_same_batch(batch: Batch, tmp_path: Path) -> None:
+    put(tmp_path / "in" / "x", chest_bytes(), age_s=0)
+    assert batch("--settle", "0.3") == 0
+    assert states(tmp_path / "out") == {"done": 1}
+
+
+def test_a_clock_that_runs_ahead_does_not_hide_a_file(batch: Batch, tmp_path: Path) -> None:
+    path = put(tmp_path / "in" / "x", chest_bytes())
+    os.utime(path, (time.time() + 9e5,) * 2)
+    assert batch("--settle", "0.3") == 0
+    assert states(tmp_path / "out") == {"done": 1}
+
+
+def test_the_limit_and_the_dry_run(batch: Batch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    studies(tmp_path / "in", 3)
+    assert batch("--dry-run") == 0
+    assert not (tmp_path / "out").exists()
+    assert "would report 3 of 3 studies; 0 are done already" in capfd.readouterr().out
+    assert batch("--limit", 2) == 0
+    assert audited(tmp_path / "out").total() == 2
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if "sqlite" not in path.name}
+    assert batch("--dry-run") == 0
+    assert "would report 1 of 3 studies; 2 are done already" in capfd.readouterr().out
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if "sqlite" not in path.name}
+    assert after == before
+    assert batch() == 0
+    assert audited(tmp_path / "out").total() == 3
+
+
+def test_two_at_once_refuse_each_other(batch: Batch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    studies(tmp_path / "in", 1)
+    (tmp_path / "out").mkdir()
+    with lock.only_one(tmp_path / "out"):
+        assert batch() == 2
+    assert "another trrg is writing into this folder" in capfd.readouterr().err
+    assert batch() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--format", "fax"], 2, "no output format"),
+        (["--device", "cuda"], 5, "cuda"),
+        (["--bundle", "/nowhere"], 4, "bundle"),
+    ],
+)
+def test_exit_codes(
+    tmp_path: Path, arguments: list[str], code: int, words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    studies(tmp_path / "in", 1)
+    assert main(["batch", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *arguments]) == code
+    said = capfd.readouterr().err
+    assert words in said and len(said.splitlines()) == 1
+
+
+def test_folders_that_make_no_sense(batch: Batch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert batch() == 2
+    studies(tmp_path / "in", 1)
+    assert batch("--out", tmp_path / "in") == 2
+    assert batch("--out", tmp_path) == 2
+    assert MARK not in capfd.readouterr().err
+
+
+def test_a_stop_finishes_the_study_at_hand(batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    studies(tmp_path / "in", 12)
+    from trrg_sdk.reporter import Reporter
+
+    once, real = [], Reporter.report_many
+
+    def interrupted(self: Reporter, sources: object) -> object:
+        for outcome in real(self, sources):  # type: ignore[arg-type]
+            if not once:
+                once.append(os.kill(os.getpid(), 2))
+            yield outcome
+
+    monkeypatch.setattr(Reporter, "report_many", interrupted)
+    assert batch("--workers", 1) == 130
+    begun = audited(tmp_path / "out").total()
+    assert 1 <= begun < 12 and len(reports(tmp_path)) == begun
+    assert batch() == 0
+    assert set(audited(tmp_path / "out").values()) == {1}
+    assert audited(tmp_path / "out").total() == 12
+
+
+def test_a_device_that_fails_stops_the_batch(batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trrg_sdk.errors import DeviceError
+    from trrg_sdk.reporter import Reporter
+
+    def broken(*_: object, **__: object) -> None:
+        raise DeviceError("the device failed")
+
+    studies(tmp_path / "in", 3)
+    monkeypatch.setattr(Reporter, "read", broken)
+    assert batch() == 5
+    assert states(tmp_path / "out") == {}
+    monkeypatch.undo()
+
+
+def test_every_real_file_is_reported_or_has_a_reason(
+    batch: Batch, tmp_path: Path, shared_data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(shared_data / "dicom", tmp_path / "in")
+    assert batch("--settle", "0") == 3
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "summary.csv").read_text())))
+    assert all(found["outcome"] == "done" or (found["reason"] and found["message"]) for found in rows)
+    assert len(rows) > 30
+    outcomes = {found["outcome"] for found in rows}
+    assert {"done", "refused"} <= outcomes
+    passed_over = capfd.readouterr().out.splitlines()[-1]
+    assert passed_over == "files passed over: 2 not_dicom"  # the list of the files, and what no SOP class names

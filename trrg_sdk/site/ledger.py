@@ -1,0 +1,225 @@
+"""What was done, so that nothing is done twice and nothing is lost: one SQLite file in the output folder.
+
+It holds hashes, sizes, times, codes and numbers, and no value of a DICOM element: a study is the SHA-256 of its UID, a
+file the SHA-256 of its path, an image the SHA-256 of its UID. Whoever knows a UID can find its row; nobody can read a
+UID from a row. The sentences of a report are not in it.
+
+A row of ``studies`` is committed after the study's files have their names and are on the disk. A study whose process
+dies before that has no row and is done again, with the same files as its result. Each outcome is one row of ``audit``,
+committed together with it; ``audit.jsonl`` is what a reader gets of that table, and is completed from it at the start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from trrg_sdk.errors import UsageError
+from trrg_sdk.site.studies import Entry
+
+State = Literal["done", "refused", "failed"]
+
+FILE = "ledger.sqlite"
+AUDIT_FILE = "audit.jsonl"
+
+_VERSION = 1
+_TAIL = 1 << 16
+_SCHEMA = """
+CREATE TABLE files (file BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, study BLOB, instance BLOB, code TEXT,
+                    place INTEGER) WITHOUT ROWID;
+CREATE TABLE studies (study BLOB PRIMARY KEY, content BLOB, quick BLOB, manifest TEXT, formats TEXT, state TEXT,
+                      code TEXT, message TEXT, facts TEXT, finished TEXT) WITHOUT ROWID;
+CREATE TABLE audit (number INTEGER PRIMARY KEY, line TEXT);
+CREATE TABLE pages (audit INTEGER);
+"""
+_Statement = tuple[str, list[tuple[Any, ...]]]
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What became of a study. One row each: another bundle, other formats or other images replace it.
+
+    Attributes:
+        content: SHA-256 over its images' bytes.
+        quick: SHA-256 over their paths' hashes, sizes and times; b"" to look again the next time.
+        manifest: SHA-256 of the bundle's manifest.
+        formats: What was written.
+        state: ``done``, ``refused`` (the gate says no) or ``failed`` (it cannot be read).
+        code: Of the first reason; "" when done.
+        message: Its sentence.
+        facts: Verdict and clue → number, for the summary.
+        finished: UTC, ISO 8601.
+    """
+
+    content: bytes
+    quick: bytes
+    manifest: str
+    formats: str
+    state: State
+    code: str
+    message: str
+    facts: Mapping[str, float]
+    finished: str
+
+
+class Ledger:
+    """One opened ledger. Its methods may be called from several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the ledger of an output folder, or make it; the caller holds the folder's lock.
+
+        Raises:
+            UsageError: It cannot be written, or it is of another version.
+        """
+        self._lock = threading.RLock()
+        self._audit_path = folder / AUDIT_FILE
+        self._database = self._try(lambda: _open(folder / FILE))
+        self._complete_audit()
+
+    def close(self) -> None:
+        """Close it; the write-ahead log is folded in."""
+        self._database.close()
+
+    def entries(self) -> dict[bytes, Entry]:
+        """Read what is remembered of files, by their keys."""
+        return self._try(lambda: _entries(self._database))
+
+    def rows(self) -> dict[bytes, Row]:
+        """Read what became of each study, by its key; in the order in which they were finished."""
+        return self._try(lambda: _rows(self._database))
+
+    def remember(self, entries: Mapping[bytes, Entry]) -> None:
+        """Keep what the headers of some files said."""
+        rows = [(key, *entry) for key, entry in entries.items()]
+        self._commit([("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", rows)])
+
+    def unchanged(self, study: bytes, quick: bytes) -> None:
+        """Note that the images of a study were touched and are the same."""
+        self._commit([("UPDATE studies SET quick = ? WHERE study = ?", [(quick, study)])])
+
+    def finish(self, study: bytes, row: Row, *, audit: Mapping[str, Any]) -> None:
+        """Say what became of a study; its files are on the disk.
+
+        Args:
+            study: Its key.
+            row: The outcome.
+            audit: The line of the audit log.
+        """
+        values = (row.content, row.quick, row.manifest, row.formats, row.state, row.code, row.message)
+        facts = json.dumps(dict(row.facts))
+        insert = "INSERT OR REPLACE INTO studies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        statements: list[_Statement] = [
+            (insert, [(study, *values, facts, row.finished)]),
+            ("INSERT INTO audit (line) VALUES (?)", [(json.dumps(dict(audit)),)]),
+        ]
+        with self._lock:
+            self._commit(statements)
+            self._complete_audit()
+
+    def pages_are_current(self) -> bool:
+        """Say whether the pages were written after the last outcome."""
+        query = "SELECT (SELECT max(number) FROM audit) IS (SELECT max(audit) FROM pages)"
+        return bool(self._try(lambda: self._database.execute(query).fetchone())[0])
+
+    def pages_written(self) -> None:
+        """Note that the pages show every outcome."""
+        self._commit([("INSERT INTO pages SELECT max(number) FROM audit WHERE ?", [(1,)])])
+
+    def _commit(self, statements: Iterable[_Statement]) -> None:
+        def work() -> None:
+            with self._lock, self._database:
+                self._database.execute("BEGIN IMMEDIATE")
+                for statement, rows in statements:
+                    self._database.executemany(statement, rows)
+
+        self._try(work)
+
+    def _complete_audit(self) -> None:
+        """Append to the log what the table has and the log has not; a line that was cut off goes first."""
+
+        def work() -> None:
+            with open(self._audit_path, "ab+", opener=_private) as stream:
+                last = _last_number(stream)
+                query = "SELECT number, line FROM audit WHERE number > ? ORDER BY number"
+                for number, line in self._database.execute(query, (last,)):
+                    stream.write(json.dumps({"number": number, **json.loads(line)}).encode() + b"\n")
+
+        self._try(work)
+
+    @staticmethod
+    def _try(work: Callable[[], _Result]) -> _Result:
+        try:
+            return work()
+        except (sqlite3.Error, OSError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise UsageError(
+                f"--out: the ledger in this folder cannot be used ({why}). Make room or choose another folder, and run "
+                "again: it goes on where it stopped"
+            ) from error
+
+
+def peek(folder: Path) -> tuple[dict[bytes, Entry], dict[bytes, Row]]:
+    """Read a ledger without changing anything: what is remembered of files and of studies, empty where there is none.
+
+    Raises:
+        UsageError: It cannot be read.
+    """
+    if not (folder / FILE).exists():
+        return {}, {}
+
+    def work() -> tuple[dict[bytes, Entry], dict[bytes, Row]]:
+        with closing(sqlite3.connect(f"{(folder / FILE).resolve().as_uri()}?mode=ro", uri=True)) as database:
+            return _entries(database), _rows(database)
+
+    return Ledger._try(work)
+
+
+def _entries(database: sqlite3.Connection) -> dict[bytes, Entry]:
+    return {row[0]: Entry(*row[1:]) for row in database.execute("SELECT * FROM files")}
+
+
+def _rows(database: sqlite3.Connection) -> dict[bytes, Row]:
+    found = {}
+    for study, *values, facts, finished in database.execute("SELECT * FROM studies ORDER BY finished"):
+        content, quick, manifest, formats, state, code, message = values
+        found[study] = Row(content, quick, manifest, formats, state, code, message, json.loads(facts), finished)
+    return found
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    os.close(_private(str(path), os.O_RDWR | os.O_CREAT))  # SQLite would make it readable for everybody
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = FULL")
+    version = database.execute("PRAGMA user_version").fetchone()[0]
+    if version not in (0, _VERSION):
+        raise sqlite3.DatabaseError(f"it is of version {version}, this trrg-sdk writes {_VERSION}")
+    if not version:
+        database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+    return database
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def _last_number(stream: Any) -> int:
+    """Number of the last whole line; what stands behind it is cut off."""
+    size = stream.seek(0, os.SEEK_END)
+    start = max(0, size - _TAIL)
+    stream.seek(start)
+    tail = stream.read()
+    whole = tail[: tail.rfind(b"\n") + 1]
+    if len(whole) != len(tail):
+        stream.truncate(start + len(whole))
+        stream.seek(0, os.SEEK_END)
+    lines = whole.splitlines()
+    return int(json.loads(lines[-1])["number"]) if lines else 0

@@ -1,0 +1,130 @@
+"""One look at a folder: which studies are there, which of them are to be reported, which are still arriving."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from trrg_sdk.outputs import Output
+from trrg_sdk.site.ledger import Row
+from trrg_sdk.site.studies import Entry, Study, group, read_entries
+from trrg_sdk.site.walk import Found, Tree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What to do with what is found.
+
+    Attributes:
+        outputs: Formats to write.
+        workers: Threads that read headers and images.
+        limit: Studies to report in a round at most; None for all.
+        settle_s: Files that changed less than so many seconds ago are left for the next round.
+        key: Secret to de-identify the outputs with; b"" leaves them as they are.
+    """
+
+    outputs: Sequence[Output]
+    workers: int = 4
+    limit: int | None = None
+    settle_s: float = 5.0
+    key: bytes = field(default=b"", repr=False)
+
+    @property
+    def formats(self) -> str:
+        """Names of the formats, sorted, and whether they are de-identified, with which key."""
+        names = ",".join(sorted(output.NAME for output in self.outputs))
+        return f"{names} deidentified-{hashlib.sha256(self.key).hexdigest()[:8]}" if self.key else names
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the ledger holds.
+
+    Attributes:
+        entries: File's key → what its header said.
+        rows: Study's key → what became of it.
+    """
+
+    entries: Mapping[bytes, Entry]
+    rows: Mapping[bytes, Row]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What lies in the folder.
+
+    Attributes:
+        studies: All of them, but those that are still arriving.
+        todo: Those among them that have to be reported.
+        waiting: How many are still arriving.
+        left_out: Why files were passed over → how many.
+        read: New entries for the ledger.
+    """
+
+    studies: list[Study]
+    todo: list[Study]
+    waiting: int
+    left_out: Counter[str]
+    read: dict[bytes, Entry]
+
+
+class Settling:
+    """Remembers how files looked the last time, to tell a file at rest from one that is being copied."""
+
+    def __init__(self, settle_s: float) -> None:
+        """Name the time a file must have been at rest."""
+        self._settle_ns = int(settle_s * 1e9)
+        self._seen: dict[bytes, tuple[int, int, int]] = {}
+
+    def young(self, files: Sequence[Found]) -> set[bytes]:
+        """Keys of the files that changed within the settle time, by their own time or since an earlier look.
+
+        Both are asked: a file server's clock that runs ahead would make every file look young for ever.
+        """
+        now, clock = time.time_ns(), time.monotonic_ns()
+        young: set[bytes] = set()
+        seen: dict[bytes, tuple[int, int, int]] = {}
+        for found in files:
+            if now - found.mtime_ns >= self._settle_ns:
+                continue
+            size, mtime_ns, since = self._seen.get(found.key, (-1, -1, clock))
+            if (size, mtime_ns) != (found.size, found.mtime_ns):
+                since = clock
+            seen[found.key] = (found.size, found.mtime_ns, since)
+            if clock - since < self._settle_ns:
+                young.add(found.key)
+        self._seen = seen
+        return young
+
+
+def look(
+    tree: Tree, options: Options, manifest: str, known: Known, *, settling: Settling, stopped: Callable[[], bool]
+) -> Look:
+    """Walk the tree and say what has to be done; nothing is written.
+
+    Args:
+        tree: Where to look.
+        options: Formats and workers.
+        manifest: SHA-256 of the bundle's manifest.
+        known: What was done before.
+        settling: Knows the looks before.
+        stopped: Asked now and then.
+    """
+    files = list(tree.walk())
+    left_out = Counter(tree.left_out)
+    young = settling.young(files)
+    with ThreadPoolExecutor(options.workers, thread_name_prefix="trrg-header") as pool:
+        read = read_entries(tree, files, known.entries, pool, stopped)
+    studies = group(files, {**known.entries, **read}, left_out=left_out)
+    settled = [study for study in studies if not young or not any(i.found.key in young for i in study.images)]
+    todo = [study for study in settled if not _is_done(study, known.rows.get(study.key), options.formats, manifest)]
+    entries = {key: entry for key, entry in read.items() if key not in young}
+    return Look(settled, todo, len(studies) - len(settled), left_out, entries)
+
+
+def _is_done(study: Study, row: Row | None, formats: str, manifest: str) -> bool:
+    return row is not None and (row.manifest, row.formats, row.quick) == (manifest, formats, study.quick())

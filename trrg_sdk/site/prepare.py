@@ -1,0 +1,170 @@
+"""The images of a study, read one after the other until one can be reported."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+
+from trrg_sdk.dicom import Radiograph, load, why_not
+from trrg_sdk.dicom_header import Header, read_header
+from trrg_sdk.errors import DicomError, InputError, RefusedError
+from trrg_sdk.gate import declared
+from trrg_sdk.report import GateReason, GateResult, ImageInfo, Report
+from trrg_sdk.site.studies import Image, Study
+from trrg_sdk.site.walk import Tree
+
+MAX_TRIES = 8
+"""Images of a study that are decoded; behind that many bad ones there is no good one."""
+
+MAX_LISTED = 16
+"""Images whose header is read again, to list them in the report."""
+
+_CUT_OFF = ("truncated", "corrupt", "bad_size", "no_pixels")
+_UNREAD = ("corrupt", "too_complex", "unreadable")
+_ACTION = "Export this image again, or leave it out."
+_DUPLICATE = GateReason("duplicate", "The same image is in the study twice; one of them was used.", "None needed.")
+_DERIVED = GateReason("derived", "The image was made from others after the examination.", "None needed.")
+_NO_IMAGE = GateReason("no_pixels", "The object holds no image.", "Send the chest radiograph itself.")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A study to report.
+
+    Attributes:
+        study: Which.
+        first: Place of the candidate to begin with; those before it were refused.
+        reasons: Why they were.
+        content: The fingerprint, b"" when it is not known yet.
+        refused: The gate refused an image: it could be read.
+    """
+
+    study: Study
+    first: int = 0
+    reasons: tuple[GateReason, ...] = ()
+    content: bytes = b""
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What reading gave.
+
+    Attributes:
+        task: With its fingerprint, and all reasons when there is no image.
+        radiograph: The image to report; None when there is none.
+        file: Its bytes, for outputs that repeat what the file says of the patient.
+        error: Why there is none.
+        waiting: True when the error may be one of a file that is still being written.
+    """
+
+    task: Task
+    radiograph: Radiograph | None = field(default=None, repr=False)
+    file: bytes = field(default=b"", repr=False)
+    error: InputError | None = None
+    waiting: bool = False
+
+    def retry(self, refused: RefusedError) -> Task:
+        """Go on with the next image, after the gate refused this one."""
+        new = (reason for reason in refused.reasons if isinstance(reason, GateReason))
+        reasons = (*self.task.reasons, *new)
+        return replace(self.task, first=self.task.first + 1, reasons=reasons, refused=True)
+
+
+def fingerprint(tree: Tree, study: Study) -> bytes:
+    """Hash the bytes of all candidates; of a study without any, what its headers said.
+
+    Raises:
+        OSError: A file is gone or cannot be read.
+    """
+    if not study.candidates:
+        parts = [image.entry.instance + image.code.encode() for image in study.left_out]
+    else:
+        parts = [hashlib.sha256(tree.read(image.found)).digest() for image in study.candidates]
+    return hashlib.sha256(b"".join(sorted(parts))).digest()
+
+
+def prepare(tree: Tree, task: Task, *, young_s: float) -> Prepared:
+    """Read the first image that decodes.
+
+    Args:
+        tree: Where the files are.
+        task: Which study, and where to begin.
+        young_s: A study that changed less than so many seconds ago may still be being written.
+    """
+    try:
+        if not task.content:
+            task = replace(task, content=fingerprint(tree, task.study))
+        return _first(tree, task, young=time.time() - task.study.newest_ns() / 1e9 < young_s)
+    except OSError:
+        error = InputError("a file of the study cannot be read; check the disk and the rights", code="unreadable")
+        return Prepared(task, error=error)
+
+
+def _first(tree: Tree, task: Task, *, young: bool) -> Prepared:
+    for place in range(task.first, min(len(task.study.candidates), MAX_TRIES)):
+        content = tree.read(task.study.candidates[place].found)
+        try:
+            return Prepared(replace(task, first=place), load(content), content)
+        except DicomError as error:
+            if young and error.code in _CUT_OFF:
+                return Prepared(task, error=error, waiting=True)
+            task = replace(task, reasons=(*task.reasons, GateReason(error.code, str(error), _ACTION)))
+    return Prepared(*_refusal(tree, task), waiting=young and not task.study.candidates)
+
+
+def _refusal(tree: Tree, task: Task) -> tuple[Task, None, bytes, InputError]:
+    """Say all reasons, with a ``RefusedError`` when some image could be read, else with a ``DicomError``."""
+    left_out = task.study.left_out
+    reasons = [*task.reasons, *(_why_not(image, _header(tree, image), None) for image in left_out[:MAX_LISTED])]
+    if len(task.study.candidates) > MAX_TRIES:
+        message = f"The first {MAX_TRIES} images cannot be reported; there are {len(task.study.candidates)}."
+        reasons.append(GateReason("too_many_images", message, "Send the chest radiograph alone."))
+    task = replace(task, reasons=tuple(reasons))
+    message, code = f"{reasons[0].message} {reasons[0].action}", reasons[0].code
+    if task.refused or any(image.code not in _UNREAD for image in left_out):
+        return task, None, b"", RefusedError(message, code=code, reasons=reasons)
+    return task, None, b"", DicomError(message, code=code)
+
+
+def complete(report: Report, tree: Tree, prepared: Prepared) -> Report:
+    """Add to the report of one image what became of the others of its study."""
+    study, chosen = prepared.task.study, prepared.radiograph
+    if chosen is None or len(study.candidates) + len(study.left_out) == 1:
+        return report
+    place = prepared.task.first
+    tried = list(zip(study.candidates[:place], prepared.task.reasons, strict=False))
+    untried = [(image, None) for image in study.candidates[place + 1 :]]
+    others = [*tried, *untried, *((image, None) for image in study.left_out)][:MAX_LISTED]
+    images, reasons = [], []
+    for image, known in others:
+        header = _header(tree, image)
+        reason = known or _why_not(image, header, chosen)
+        reasons.append(reason)
+        if header is not None and header.rows:
+            described = header.described
+            images.append(ImageInfo(described.sop_instance_uid, described.view_position, False, reason.message))
+    return replace(report, images=(*report.images, *images), gate=GateResult(reasons=tuple(reasons)))
+
+
+def _why_not(image: Image, header: Header | None, chosen: Radiograph | None) -> GateReason:
+    if image.code == "duplicate":
+        return _DUPLICATE
+    if image.code == "no_pixels":
+        return _NO_IMAGE
+    if header is None:
+        return GateReason(image.code or "unreadable", "The file cannot be read.", _ACTION)
+    said = declared(header.described)
+    if said or chosen is None:
+        return said[0] if said else GateReason(image.code, "The image cannot be reported.", _ACTION)
+    return _DERIVED if header.derived else why_not(header.described, chosen)
+
+
+def _header(tree: Tree, image: Image) -> Header | None:
+    try:
+        with closing(tree.open(image.found)) as stream:
+            return read_header(stream)
+    except (OSError, DicomError):
+        return None

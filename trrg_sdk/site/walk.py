@@ -1,0 +1,161 @@
+"""Every file of a tree that could be an image, also inside ZIP archives; nothing outside of the tree is touched.
+
+Names of files and folders often hold the patient's: they stay inside, what comes out is the SHA-256 of a path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from trrg_sdk.errors import UsageError
+from trrg_sdk.site.archive import MAX_MEMBER, Archives, BadArchive, is_archive
+
+MAX_FILE = MAX_MEMBER
+"""Bytes of a file that is read at all: the largest image that is decoded has 200 MB."""
+
+MAX_DEPTH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file, or a member of an archive.
+
+    Attributes:
+        path: The file, or the archive.
+        key: SHA-256 of the path below the folder, and of the member's place.
+        size: Bytes.
+        mtime_ns: When it was last changed; of a member: when its archive was.
+        member: Place of the member in its archive; None for a file.
+    """
+
+    path: Path = field(repr=False)
+    key: bytes
+    size: int
+    mtime_ns: int
+    member: int | None = None
+
+
+class Tree:
+    """A folder that is walked again and again.
+
+    Attributes:
+        folder: Its real path.
+        left_out: Why something was not looked at → how often, of the last walk.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, without: Path | None = None) -> None:
+        """Name the folder.
+
+        Args:
+            folder: Where to look.
+            without: A folder inside that is passed over: that of our own files.
+
+        Raises:
+            UsageError: It is no folder.
+        """
+        self.folder = Path(folder).resolve()
+        if not self.folder.is_dir():
+            raise UsageError("FOLDER is no folder that can be read; check the path and the rights")
+        self._without = None if without is None else without.resolve()
+        self._archives = Archives()
+        self.left_out: Counter[str] = Counter()
+
+    def walk(self) -> Iterator[Found]:
+        """Go through all files in a fixed order.
+
+        Symbolic links are never followed: what they name inside the tree is found anyway, the rest is not ours.
+        """
+        self.left_out.clear()
+        pending = [(self.folder, 0)]
+        while pending:
+            folder, depth = pending.pop()
+            entries = self._entries(folder)
+            for entry in entries:
+                if entry.is_symlink():
+                    self.left_out["symbolic_link"] += 1
+                elif entry.is_file(follow_symlinks=False):
+                    yield from self._file(entry)
+                elif not entry.is_dir(follow_symlinks=False):
+                    self.left_out["special_file"] += 1
+            folders = [Path(entry.path) for entry in reversed(entries) if entry.is_dir(follow_symlinks=False)]
+            if depth >= MAX_DEPTH and folders:
+                self.left_out["too_deep"] += len(folders)
+            else:
+                pending += [(path, depth + 1) for path in folders if path != self._without]
+
+    def open(self, found: Found) -> BinaryIO:
+        """Open for reading; the caller closes it.
+
+        Raises:
+            OSError: It is gone, may not be read, or is no file any more.
+        """
+        if found.member is not None:
+            return io.BytesIO(self._archives.read(found.path, found.member))
+        # O_NONBLOCK: a pipe that took the file's place since must not make us wait for a writer.
+        number = os.open(found.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        stream = os.fdopen(number, "rb")
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            stream.close()
+            raise OSError("no regular file")
+        return stream
+
+    def read(self, found: Found) -> bytes:
+        """Read all of it, ``MAX_FILE`` bytes at most; ``OSError`` as of ``open``."""
+        with closing(self.open(found)) as stream:
+            content = stream.read(MAX_FILE + 1)
+        if len(content) > MAX_FILE:
+            raise OSError("the file has grown")
+        return content
+
+    def _entries(self, folder: Path) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(folder) as entries:
+                return sorted(entries, key=lambda entry: entry.name)
+        except OSError:  # the folder is gone or closed to us
+            self.left_out["unreadable"] += 1
+            return []
+
+    def _file(self, entry: os.DirEntry[str]) -> Iterator[Found]:
+        try:
+            seen = entry.stat(follow_symlinks=False)
+            path = Path(entry.path)
+            archive = is_archive(path) if seen.st_size and _may_be_archive(entry.name) else False
+        except OSError:
+            self.left_out["unreadable"] += 1
+            return
+        if archive:
+            yield from self._members(path, seen)
+        elif not seen.st_size or seen.st_size > MAX_FILE:
+            self.left_out["too_large" if seen.st_size else "empty"] += 1
+        else:
+            yield Found(path, self._key(path), seen.st_size, seen.st_mtime_ns)
+
+    def _members(self, path: Path, seen: os.stat_result) -> Iterator[Found]:
+        try:
+            members = self._archives.members(path, left_out=self.left_out)
+        except BadArchive as error:
+            self.left_out[error.code] += 1
+            return
+        except OSError:
+            self.left_out["unreadable"] += 1
+            return
+        for place, size in members:
+            yield Found(path, self._key(path, place), size, seen.st_mtime_ns, place)
+
+    def _key(self, path: Path, member: int | None = None) -> bytes:
+        place = os.fsencode(path.relative_to(self.folder)) + (b"" if member is None else b"\0%d" % member)
+        return hashlib.sha256(place).digest()
+
+
+def _may_be_archive(name: str) -> bool:
+    """By its name, so that the first bytes of a hundred thousand images need not be read at every look."""
+    return name.lower().endswith(".zip")
