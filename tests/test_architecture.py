@@ -80,8 +80,8 @@ OUTER_FOLDERS = {"export", "train", "tests", "examples"}
 # Of training, export may know the model and its checkpoints (a module of trrg_train.models), nothing else.
 EXPORT_MAY_USE = "trrg_train.models"
 CLI_MODULES = ("trrg_sdk.cli", "trrg_train.cli", "trrg_export.cli")
-# Commands that live beside what they run, and that the package's CLI declares.
-DECLARED_BY = {"trrg_sdk.cli": ("trrg_sdk.site.cli", "trrg_sdk.site.dicom_cli")}
+# Parts of a command line that lie with what they run.
+CLI_PARTS = ("trrg_sdk.site.cli", "trrg_sdk.site.dicom_cli")
 
 
 @dataclass(frozen=True)
@@ -339,8 +339,8 @@ def names_read(tree: ast.AST) -> set[str]:
 @pytest.mark.parametrize("name", CLI_MODULES)
 def test_every_option_is_read(name: str) -> None:
     parser = importlib.import_module(name).build_parser()
-    homes = (name, *DECLARED_BY.get(name, ()))
-    sources = [m for m in modules() if any(m.name == home or m.name.startswith(f"{home}.") for home in homes)]
+    sources = [module for module in modules() if module.name == name or module.name.startswith(f"{name}.")]
+    sources += [module for module in modules() if module.name in CLI_PARTS and module.package == top(name)]
     read = set().union(*(names_read(module.tree) for module in sources))
     dests = dests_of(parser)
     assert dests, "the parser declares nothing"

@@ -1,1 +1,1 @@
-"""What a hospital runs: folders of DICOM in, draft reports out."""
+"""On site: folders of DICOM in, reports that a PACS accepts out."""

@@ -28,6 +28,7 @@ REPORTS, CARDS, PICTURES = "reports", "cards", "pictures"
 
 _PATIENCE = 10  # times the settle time: so long a cut-off file is taken for one that is still being written
 _AHEAD = 2  # studies that each worker reads ahead
+_BEHIND = 4  # studies that wait to be written
 TRY_AGAIN = ("unreadable",)  # the disk's fault, not the study's: looked at again in the next round
 
 
@@ -66,13 +67,38 @@ class Tally:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-@dataclass(frozen=True, slots=True)
+class _Desk:
+    """Writes in a thread of its own, in order, so that the disk's time is not the model's; never far behind."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="trrg-write")
+        self._pending: deque[Future[None]] = deque()
+
+    def hand(self, work: Callable[[], None]) -> None:
+        """Take work; raises what went wrong with earlier work."""
+        self._pending.append(self._thread.submit(work))
+        while len(self._pending) > _BEHIND:
+            self._pending.popleft().result()
+
+    def __enter__(self) -> _Desk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Finish what was taken, also when the round is broken off: these studies are read and written."""
+        self._thread.shutdown(wait=True)
+        while self._pending:
+            self._pending.popleft().result()
+
+
+@dataclass(slots=True)
 class _Round:
     rows: Mapping[bytes, Row]
     tally: Tally
     progress: Progress
     stopped: Callable[[], bool]
     pool: ThreadPoolExecutor
+    desk: _Desk
+    passed: int = 0
 
 
 class Batch:
@@ -112,16 +138,17 @@ class Batch:
         manifest = self._reporter.bundle.manifest_sha256
         seen = look(self._tree, self._options, manifest, known, settling=self._settling, stopped=stopped)
         self._ledger.remember(seen.read)
-        tally = Tally(waiting=seen.waiting, behind=len(seen.todo), left_out=seen.left_out)
+        tally = Tally(waiting=seen.waiting, left_out=seen.left_out)
         tasks = deque(Task(study) for study in seen.todo[: self._options.limit])
         progress.start(len(tasks))
         try:
-            with ThreadPoolExecutor(self._options.workers, thread_name_prefix="trrg-read") as pool:
-                run = _Round(known.rows, tally, progress, stopped, pool)
+            with ThreadPoolExecutor(self._options.workers, thread_name_prefix="trrg-read") as pool, _Desk() as desk:
+                run = _Round(known.rows, tally, progress, stopped, pool, desk)
                 while tasks and not stopped():
                     tasks = self._report(tasks, run)
         finally:
             progress.stop()
+        tally.behind = len(seen.todo) - tally.finished.total() - run.passed
         rows = self._ledger.rows()
         tally.standing.update(rows[study.key].state for study in seen.studies if study.key in rows)
         return tally
@@ -135,7 +162,7 @@ class Batch:
             if isinstance(outcome.error, RefusedError):
                 again.append(prepared.retry(outcome.error))
             else:
-                self._finish(replace(prepared, error=outcome.error), outcome.reading, run)
+                self._hand(replace(prepared, error=outcome.error), outcome.reading, run)
         return again
 
     def _images(self, tasks: deque[Task], run: _Round, sent: deque[Prepared]) -> Iterator[Radiograph]:
@@ -144,12 +171,12 @@ class Batch:
             study, row = prepared.task.study, run.rows.get(prepared.task.study.key)
             if prepared.waiting:
                 run.tally.waiting += 1
-                run.tally.behind -= 1
+                run.passed += 1
             elif row is not None and self._is_same(row, prepared):
                 self._ledger.unchanged(study.key, study.quick())
-                run.tally.behind -= 1
+                run.passed += 1
             elif prepared.radiograph is None:
-                self._finish(prepared, None, run)
+                self._hand(prepared, None, run)
             else:
                 sent.append(prepared)
                 yield prepared.radiograph
@@ -167,6 +194,9 @@ class Batch:
         now = (self._reporter.bundle.manifest_sha256, self._options.formats, prepared.task.content)
         return (row.manifest, row.formats, row.content) == now and row.code not in TRY_AGAIN
 
+    def _hand(self, prepared: Prepared, reading: Reading | None, run: _Round) -> None:
+        run.desk.hand(lambda: self._finish(prepared, reading, run))
+
     def _finish(self, prepared: Prepared, reading: Reading | None, run: _Round) -> None:
         """Bring the files of a study onto the disk, then say so in the ledger."""
         study, files = prepared.task.study, {}
@@ -183,9 +213,10 @@ class Batch:
         outbox.write(files)
         if study.key in run.rows:
             outbox.remove(self._of_before(study.name) - set(files))
+        if report is not None and self._options.filed is not None:
+            self._options.filed([path for path in files if path.parent.name == REPORTS])
         self._ledger.finish(study.key, row, audit=self._audit(study.name, row))
         run.tally.finished[row.state] += 1
-        run.tally.behind -= 1
         run.progress.advance(row.state)
 
     def _row(self, prepared: Prepared, report: Report | None) -> Row:

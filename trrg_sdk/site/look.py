@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from trrg_sdk.outputs import Output
 from trrg_sdk.site.ledger import Row
@@ -25,6 +26,8 @@ class Options:
         limit: Studies to report in a round at most; None for all.
         settle_s: Files that changed less than so many seconds ago are left for the next round.
         key: Secret to de-identify the outputs with; b"" leaves them as they are.
+        filed: Is given a study's new files before the ledger says done: to send them, say. It may be given the same
+            files again after a kill, so it must not mind.
     """
 
     outputs: Sequence[Output]
@@ -32,6 +35,7 @@ class Options:
     limit: int | None = None
     settle_s: float = 5.0
     key: bytes = field(default=b"", repr=False)
+    filed: Callable[[Sequence[Path]], None] | None = None
 
     @property
     def formats(self) -> str:
