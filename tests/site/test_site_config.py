@@ -34,9 +34,7 @@ def test_the_least_that_a_site_says(tmp_path: Path) -> None:
 
 
 def test_paths_start_at_the_file_and_absolute_ones_stay(tmp_path: Path) -> None:
-    site = read(
-        tmp_path, '[outputs]\nfolder = "/srv/out"\n[receive]\nspool = "spool"\n[watch]\nfolder = "a"\n'
-    )
+    site = read(tmp_path, '[outputs]\nfolder = "/srv/out"\n[receive]\nspool = "spool"\n[watch]\nfolder = "a"\n')
     assert site.outputs.folder == Path("/srv/out")
     assert site.receive is not None
     assert site.receive.spool == tmp_path / "spool"

@@ -126,7 +126,6 @@ def of_site(args: argparse.Namespace, defaults: Mapping[str, object]) -> tuple[a
         UsageError: The configuration has problems, or other options were given.
     """
     from trrg_sdk.site.config import read_site
-    from trrg_sdk.site.send_queue import SendQueue
 
     if given := [name for name, value in defaults.items() if vars(args)[name] != value]:
         raise UsageError(f"--site takes everything from the configuration, write there: {', '.join(given)}")
@@ -147,9 +146,15 @@ def of_site(args: argparse.Namespace, defaults: Mapping[str, object]) -> tuple[a
         "rescan": site.watch.rescan_s,
         "deidentify": site.outputs.deidentify_key,
     }
-    options = argparse.Namespace(**vars(args) | said)
+    return argparse.Namespace(**vars(args) | said), _filed(site)
+
+
+def _filed(site: SiteConfig) -> Filed | None:
+    """What queues a study's DICOM outputs for the nodes that get them."""
+    from trrg_sdk.site.send_queue import SendQueue
+
     if not site.outputs.send_to:
-        return options, None
+        return None
     queue = SendQueue(site.queue_file, site.queue)
 
     def filed(paths: Sequence[Path]) -> None:
@@ -157,7 +162,7 @@ def of_site(args: argparse.Namespace, defaults: Mapping[str, object]) -> tuple[a
             for destination in site.outputs.send_to if path.suffix == ".dcm" else ():
                 queue.enqueue(path, destination)
 
-    return options, filed
+    return filed
 
 
 def _courier(site: SiteConfig) -> Courier:
