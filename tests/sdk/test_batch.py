@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -8,7 +9,8 @@ import shutil
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,13 @@ from tokenizers import Tokenizer
 
 from tests.sdk.chest_dicom import MARK, chest_bytes
 from tests.sdk.site_folder import TEXT, TINY, audited, contents, put, states, studies
-from trrg_sdk import Report
+from trrg_sdk import DeviceError, Report, Reporter
 from trrg_sdk.backends import fake
 from trrg_sdk.cli import main
 from trrg_sdk.site import archive, lock
+from trrg_sdk.site.job import Job, open_outputs
+from trrg_sdk.site.ledger import peek
+from trrg_sdk.site.progress import Lines
 
 Batch = Callable[..., int]
 
@@ -341,8 +346,6 @@ def test_folders_that_make_no_sense(batch: Batch, tmp_path: Path, capfd: pytest.
 
 def test_a_stop_finishes_the_study_at_hand(batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     studies(tmp_path / "in", 12)
-    from trrg_sdk.reporter import Reporter
-
     once, real = [], Reporter.report_many
 
     def interrupted(self: Reporter, sources: object) -> object:
@@ -360,10 +363,56 @@ def test_a_stop_finishes_the_study_at_hand(batch: Batch, tmp_path: Path, monkeyp
     assert audited(tmp_path / "out").total() == 12
 
 
-def test_a_device_that_fails_stops_the_batch(batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trrg_sdk.errors import DeviceError
-    from trrg_sdk.reporter import Reporter
+def test_the_second_ctrl_c_stops_at_once(
+    batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    studies(tmp_path / "in", 5)
 
+    def twice(*_: object) -> None:
+        os.kill(os.getpid(), 2)
+        os.kill(os.getpid(), 2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reporter, "read", twice)
+        assert batch() == 130
+    assert "Traceback" not in capfd.readouterr().err and states(tmp_path / "out") == {}
+    assert batch() == 0 and set(audited(tmp_path / "out").values()) == {1}
+
+
+def test_files_that_are_gone_are_forgotten_and_their_reports_kept(batch: Batch, tmp_path: Path) -> None:
+    first, *_ = studies(tmp_path / "in", 3)
+    assert batch() == 0
+    first.rename(tmp_path / "aside")
+    assert batch() == 0
+    entries, rows = peek(tmp_path / "out")
+    assert (len(entries), len(rows), len(reports(tmp_path))) == (2, 3, 3)
+    (tmp_path / "aside").rename(first)  # back again: read, and not reported a second time
+    assert batch() == 0 and audited(tmp_path / "out").total() == 3
+
+
+def test_somebody_else_is_given_the_files_before_they_count_as_done(
+    batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studies(tmp_path / "in", 1)
+    put(tmp_path / "in" / "hand", chest_bytes(study="2.25.3", BodyPartExamined="HAND"))
+    given: list[str] = []
+
+    def file(paths: Sequence[Path]) -> None:
+        assert all(path.is_file() for path in paths)
+        given.extend(path.name for path in paths)
+        if len(given) == 1:
+            raise DeviceError("the queue is not there")
+
+    options = replace(open_outputs("json"), filed=file)
+    reporter = Reporter(TINY)
+    for _ in range(3):
+        with contextlib.suppress(DeviceError), Job(tmp_path / "in", tmp_path / "out", options).opened(reporter) as job:
+            job.run(Lines(io.StringIO()), lock.Stop())
+    name = hashlib.sha256(b"2.25.80001").hexdigest()[:16] + ".json"
+    assert given == [name, name]  # once more after the failure, and not after the success
+
+
+def test_a_device_that_fails_stops_the_batch(batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise DeviceError("the device failed")
 

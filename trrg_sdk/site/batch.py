@@ -137,7 +137,7 @@ class Batch:
         known = Known(self._ledger.entries(), self._ledger.rows())
         manifest = self._reporter.bundle.manifest_sha256
         seen = look(self._tree, self._options, manifest, known, settling=self._settling, stopped=stopped)
-        self._ledger.remember(seen.read)
+        self._ledger.remember(seen.read, gone=seen.gone)
         tally = Tally(waiting=seen.waiting, left_out=seen.left_out)
         tasks = deque(Task(study) for study in seen.todo[: self._options.limit])
         progress.start(len(tasks))

@@ -80,12 +80,15 @@ def run_batch(args: argparse.Namespace) -> int:
         return _dry_run(job, args)
     job.tree()  # a wrong folder is said before the model opens
     stop = Stop()
-    with stop.on_signals(), job.opened(_reporter(args)) as opened:
-        tally = opened.run(open_progress(sys.stderr), stop)
+    try:
+        with stop.on_signals(), job.opened(_reporter(args)) as opened:
+            tally = opened.run(open_progress(sys.stderr), stop)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     for line in _said(tally):
         print(line)
-    if stop() and tally.behind:
-        print(f"stopped with {tally.behind} studies left; run again to go on", file=sys.stderr)
+    if stop():
+        print("stopped before the end; run again to go on", file=sys.stderr)
         return INTERRUPTED
     return InputError.exit_code if tally.standing["refused"] or tally.standing["failed"] else 0
 
@@ -104,11 +107,14 @@ def run_watch(args: argparse.Namespace) -> int:
     job = replace(job, options=replace(job.options, limit=AT_ONCE, filed=filed))
     job.tree()
     stop = Stop()
-    with stop.on_signals(), job.opened(_reporter(args)) as opened:
-        print("watching; Ctrl-C or SIGTERM ends it after the study at hand", file=sys.stderr)
-        for tally in watch(job, opened, open_progress(sys.stderr), stop, rescan_s=args.rescan):
-            for line in _said(tally):
-                print(line, flush=True)
+    try:
+        with stop.on_signals(), job.opened(_reporter(args)) as opened:
+            print("watching; Ctrl-C or SIGTERM ends it after the study at hand", file=sys.stderr)
+            for tally in watch(job, opened, open_progress(sys.stderr), stop, rescan_s=args.rescan):
+                for line in _said(tally):
+                    print(line, flush=True)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return 0
 
 

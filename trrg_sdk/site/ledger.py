@@ -96,10 +96,11 @@ class Ledger:
         """Read what became of each study, by its key; in the order in which they were finished."""
         return self._try(lambda: _rows(self._database))
 
-    def remember(self, entries: Mapping[bytes, Entry]) -> None:
-        """Keep what the headers of some files said."""
+    def remember(self, entries: Mapping[bytes, Entry], *, gone: Iterable[bytes] = ()) -> None:
+        """Keep what the headers of some files said, and forget files that are gone; what was reported is kept."""
         rows = [(key, *entry) for key, entry in entries.items()]
-        self._commit([("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", rows)])
+        insert = ("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        self._commit([insert, ("DELETE FROM files WHERE file = ?", [(key,) for key in gone])])
 
     def unchanged(self, study: bytes, quick: bytes) -> None:
         """Note that the images of a study were touched and are the same."""

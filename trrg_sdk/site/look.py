@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +68,7 @@ class Look:
         waiting: How many are still arriving.
         left_out: Why files were passed over → how many.
         read: New entries for the ledger.
+        gone: Keys of entries whose files are not there any more.
     """
 
     studies: list[Study]
@@ -74,6 +76,7 @@ class Look:
     waiting: int
     left_out: Counter[str]
     read: dict[bytes, Entry]
+    gone: AbstractSet[bytes]
 
 
 class Settling:
@@ -123,11 +126,14 @@ def look(
     young = settling.young(files)
     with ThreadPoolExecutor(options.workers, thread_name_prefix="trrg-header") as pool:
         read = read_entries(tree, files, known.entries, pool, stopped)
+    if stopped():  # what was not read is not unreadable
+        files = [found for found in files if found.key in read or found.key in known.entries]
     studies = group(files, {**known.entries, **read}, left_out=left_out)
     settled = [study for study in studies if not young or not any(i.found.key in young for i in study.images)]
     todo = [study for study in settled if not _is_done(study, known.rows.get(study.key), options.formats, manifest)]
     entries = {key: entry for key, entry in read.items() if key not in young}
-    return Look(settled, todo, len(studies) - len(settled), left_out, entries)
+    gone = known.entries.keys() - {found.key for found in files}
+    return Look(settled, todo, len(studies) - len(settled), left_out, entries, gone)
 
 
 def _is_done(study: Study, row: Row | None, formats: str, manifest: str) -> bool:

@@ -79,18 +79,16 @@ class Tree:
         while pending:
             folder, depth = pending.pop()
             entries = self._entries(folder)
+            folders = []
             for entry in entries:
-                if entry.is_symlink():
-                    self.left_out["symbolic_link"] += 1
-                elif entry.is_file(follow_symlinks=False):
+                kind = _kind(entry)
+                if kind == "file":
                     yield from self._file(entry)
-                elif not entry.is_dir(follow_symlinks=False):
-                    self.left_out["special_file"] += 1
-            folders = [Path(entry.path) for entry in reversed(entries) if entry.is_dir(follow_symlinks=False)]
-            if depth >= MAX_DEPTH and folders:
-                self.left_out["too_deep"] += len(folders)
-            else:
-                pending += [(path, depth + 1) for path in folders if path != self._without]
+                elif kind == "folder" and depth < MAX_DEPTH:
+                    folders.append((Path(entry.path), depth + 1))
+                else:
+                    self.left_out["too_deep" if kind == "folder" else kind] += 1
+            pending += [item for item in reversed(folders) if item[0] != self._without]
 
     def open(self, found: Found) -> BinaryIO:
         """Open for reading; the caller closes it.
@@ -154,6 +152,18 @@ class Tree:
     def _key(self, path: Path, member: int | None = None) -> bytes:
         place = os.fsencode(path.relative_to(self.folder)) + (b"" if member is None else b"\0%d" % member)
         return hashlib.sha256(place).digest()
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """``"file"``, ``"folder"``, or why it is passed over."""
+    try:
+        if entry.is_symlink():
+            return "symbolic_link"
+        if entry.is_file(follow_symlinks=False):
+            return "file"
+        return "folder" if entry.is_dir(follow_symlinks=False) else "special_file"
+    except OSError:
+        return "unreadable"
 
 
 def _may_be_archive(name: str) -> bool:
