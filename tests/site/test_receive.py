@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +206,69 @@ def test_a_full_disk_is_said_to_the_peer(tmp_path: Path) -> None:
         assert "Refused: OutOfResources" in done.stderr
         assert list((tmp_path / "spool" / "incoming").iterdir()) == []
     assert not files_of(tmp_path / "spool", "")
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_disk_that_fails_is_said_to_the_peer_and_the_next_object_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    spool, source = tmp_path / "spool", made(tmp_path, "a.dcm")
+    with receiving(spool) as receiver:
+        with monkeypatch.context() as broken:
+            broken.setattr(os, failing, fail)
+            assert "Refused: OutOfResources" in send(receiver.port, source, options=("-v",)).stderr
+        assert list((spool / "incoming").iterdir()) == []
+        assert not files_of(spool, "")
+        assert send(receiver.port, source).returncode == 0
+        until(lambda: files_of(spool))
+
+
+def test_old_studies_are_deleted_when_the_site_says_so(tmp_path: Path) -> None:
+    ready = tmp_path / "spool" / "ready"
+    for name, age in (("old", 3 * 86_400), ("new", 3_600)):
+        (ready / name).mkdir(parents=True)
+        (ready / name / "a.dcm").write_bytes(b"x")
+        os.utime(ready / name, (time.time() - age,) * 2)
+    with receiving(tmp_path / "spool"):
+        threading.Event().wait(0.7)
+        assert len(list(ready.iterdir())) == 2
+    with receiving(tmp_path / "spool", keep_days=2.0):
+        until(lambda: [folder.name for folder in ready.iterdir()] == ["new"])
+        until(lambda: not list((tmp_path / "spool" / "incoming").iterdir()))
+
+
+def test_what_a_kill_left_behind_is_tidied(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    for folder in ("incoming/x.old", "open/empty", "open/full", "ready"):
+        (spool / folder).mkdir(parents=True)
+    (spool / "incoming" / "half.part").write_bytes(b"x")
+    (spool / "incoming" / "x.old" / "a.dcm").write_bytes(b"x")
+    (spool / "open" / "full" / "a.dcm").write_bytes(b"x")
+    with receiving(spool, study_timeout_s=0.1):
+        until(lambda: (spool / "ready" / "full" / "a.dcm").exists())
+    assert [path.name for path in (spool / "ready").iterdir()] == ["full"]
+    assert not list((spool / "incoming").iterdir())
+
+
+def test_ipv6(tmp_path: Path) -> None:
+    from pynetdicom import AE
+
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("no IPv6 here")
+    entity = AE("MODALITY")
+    entity.add_requested_context("1.2.840.10008.1.1")
+    with receiving(tmp_path / "spool", bind="::1", peers=("::1",)) as receiver:
+        association = entity.associate("::1", receiver.port, ae_title="TRRG")
+        assert association.send_c_echo().Status == 0
+        association.release()
 
 
 def test_two_receivers_do_not_share_a_spool(tmp_path: Path) -> None:

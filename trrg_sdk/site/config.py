@@ -64,6 +64,8 @@ class ReceiveConfig:
         peers: Addresses or networks ("10.1.2.0/24") that may connect; any when empty.
         study_timeout_s: A study is complete when its associations have ended and so long nothing more came for it.
         stop_timeout_s: On a stop, running associations have so long to end.
+        keep_days: Complete studies are deleted so long after their last object came, whether they were reported or
+            not; never when it is left out.
     """
 
     spool: Path
@@ -74,6 +76,7 @@ class ReceiveConfig:
     peers: tuple[str, ...] = ()
     study_timeout_s: Seconds = 30.0
     stop_timeout_s: Seconds = 30.0
+    keep_days: Annotated[float, Between(0.01, 36_500)] | None = None
 
     def __post_init__(self) -> None:
         """Refuse an address that is none."""
