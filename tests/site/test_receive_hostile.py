@@ -237,6 +237,14 @@ def test_a_peer_that_breaks_off_amid_an_object_leaves_nothing(tmp_path: Path) ->
         assert stays_up(receiver.port)
 
 
+def test_a_peer_that_stalls_amid_an_object_is_cut_off(tmp_path: Path) -> None:
+    with receiving(tmp_path / "spool", {"network_timeout_s": 0.5}) as receiver, association(receiver.port) as made:
+        raw(made, fragment(store_command(), command=True, last=True))
+        raw(made, fragment(b"x" * 999, command=False, last=False))
+        until(lambda: not made.is_established)
+        until(lambda: nothing_kept(tmp_path / "spool"))
+
+
 def test_random_damage(tmp_path: Path) -> None:
     rng, data = random.Random(6), chest_bytes()
     message = fragment(store_command(), command=True, last=True) + fragment(data[300:2300], command=False, last=True)
