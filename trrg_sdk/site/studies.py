@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from trrg_sdk.dicom import rank
@@ -45,9 +45,8 @@ class Entry(NamedTuple):
     order: int
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
-    """A file of a study.
+class Image(NamedTuple):
+    """A file of a study; no value of an element is in it.
 
     Attributes:
         found: Where it is.
@@ -55,8 +54,8 @@ class Image:
         code: Why it is left out; "" for a candidate.
     """
 
-    found: Found = field(repr=False)
-    entry: Entry = field(repr=False)
+    found: Found
+    entry: Entry
     code: str
 
 
@@ -152,7 +151,7 @@ def _study(key: bytes, items: list[tuple[Found, Entry]]) -> Study:
     candidates: list[Image] = []
     left_out: list[Image] = []
     seen: set[bytes] = set()
-    for found, entry in sorted(items, key=lambda item: (item[1].order, str(item[0].path), item[0].member or 0)):
+    for found, entry in sorted(items, key=lambda item: (item[1].order, item[0].path, item[0].member or 0)):
         duplicate = bool(entry.instance) and entry.instance in seen
         seen.add(entry.instance)
         code = entry.code or ("duplicate" if duplicate else "")
