@@ -33,12 +33,12 @@ MAX_FUNCTION_LINES = 40
 # What a module of the runtime may import lies in its own row or in one above. A new module takes its place here.
 LAYERS = (
     {"errors", "report", "version"},
-    {"bundle", "engines", "manifest", "signature", "strict_json", "summary"},
+    {"bundle", "engines", "manifest", "processors", "signature", "strict_json", "summary"},
     {"dicom", "dicom_tags", "pixel_data", "pixels", "codestream", "study"}
     | {"gate", "photometry", "preprocess", "labeler", "label_rules", "sentences"},
     {"backends"},
     {"clues", "decoding", "verify"},
-    {"engine"},
+    {"engine", "many"},
     {"reporter"},
     {"listing", "outputs", "site"},
     {"doctor"},

@@ -12,9 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trrg_sdk.backends import Backend, open_decoder, open_graphs
+from trrg_sdk.backends.batch import Batchable
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.clues import Calibration, Clue, ClueEncoder, EncodedClues, heat_maps
+from trrg_sdk.decoding.batch import BatchWriter, near_tie
 from trrg_sdk.decoding.greedy import Generation, generate
+from trrg_sdk.decoding.rules import Rules
 from trrg_sdk.errors import BundleError, DeviceError, UsageError
 from trrg_sdk.report import ClueScores
 
@@ -59,6 +62,8 @@ class Engine:
         """
         self._manifest = bundle.manifest
         self._device = backend.device
+        self._target = backend.target
+        self._near_ties: dict[int, float] = {}  # slots → lead
         self._writing = threading.Lock()
         pool = ThreadPoolExecutor(3, thread_name_prefix="trrg-open")
         self._decoder = pool.submit(open_decoder, backend, bundle)
@@ -113,6 +118,25 @@ class Engine:
                 eos=self._manifest.tokenizer.eos_token_id,
                 max_new_tokens=self._manifest.decoding.max_new_tokens,
             )
+
+    def batch(self, slots: int) -> BatchWriter | None:
+        """Open a writer of several reports together, with keys and values of its own; ``write`` can go on beside it.
+
+        Args:
+            slots: The most reports.
+
+        Returns:
+            The writer, or None where the decoder takes one report at a time.
+        """
+        decoder = self._decoder.result()
+        opened = decoder.batch(slots) if isinstance(decoder, Batchable) else None
+        if opened is None:
+            return None
+        if slots not in self._near_ties:
+            precision = self._manifest.graph("decoder", target=self._target).precision
+            self._near_ties[slots] = near_tie(opened, self._token_embedding, precision)
+        rules = Rules(self._manifest.tokenizer.eos_token_id, self._manifest.decoding.max_new_tokens)
+        return BatchWriter(opened, self._token_embedding, rules, near_tie=self._near_ties[slots])
 
     def text(self, ids: Sequence[int]) -> str:
         """Turn token ids into text."""

@@ -7,9 +7,7 @@ here every session is asked what it really runs on, and a named device that does
 
 from __future__ import annotations
 
-import functools
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from trrg_sdk.backends.ort_decoder import OrtDecoder
 from trrg_sdk.backends.ort_session import PROVIDERS, OrtGraph, open_session
 from trrg_sdk.errors import DeviceError, TrrgError, UsageError
 from trrg_sdk.manifest import DecoderSpec, GraphSpec
+from trrg_sdk.processors import physical_cores
 
 NAME = "onnxruntime"
 
@@ -78,34 +77,6 @@ def open_backend(*, device: str = "auto", threads: int | None = None) -> OrtBack
     return OrtBackend(device, count)
 
 
-@functools.cache
-def physical_cores() -> int:
-    """Return how many physical cores this process may use.
-
-    Linux counts the cores of the affinity mask and honours a container's processor limit; elsewhere, where the
-    standard library knows no physical cores, it is the number of logical processors.
-    """
-    try:
-        allowed = os.sched_getaffinity(0)
-    except AttributeError:
-        return os.cpu_count() or 1
-    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-    try:
-        cores = {Path(topology.format(cpu)).read_text() for cpu in allowed}
-    except OSError:
-        return len(allowed)
-    return max(1, min(len(cores), _container_limit(len(allowed))))
-
-
-def _container_limit(default: int) -> int:
-    """Return the processor limit of the control group (version 2), rounded up, or the default."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return default if quota == "max" else max(1, -(-int(quota) // int(period)))
-    except (OSError, ValueError):
-        return default
-
-
 def _device_failure(device: str) -> str | None:
     """Say why a device does not work here, or return ``None`` when it does."""
     import onnxruntime
@@ -121,6 +92,11 @@ def _device_failure(device: str) -> str | None:
     except TrrgError as error:
         return f"device {device} does not work: {error}"
     return None
+
+
+def decoder_threads(width: int, threads: int) -> int:
+    """Return how many threads a decoder of this width uses when a graph may use ``threads``."""
+    return 1 if width < _NARROW else threads
 
 
 class OrtBackend:
@@ -164,6 +140,6 @@ class OrtBackend:
             BundleError: The file is no decoder of these sizes.
             DeviceError: The device refuses it.
         """
-        threads = 1 if spec.hidden_size < _NARROW else self.threads
+        threads = decoder_threads(spec.hidden_size, self.threads)
         session = open_session(str(path), path.name, self.device, threads)
         return OrtDecoder(session, path.name, spec, device=self.device)
