@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trrg_sdk.bundle import Bundle
     from trrg_sdk.outputs import Output
     from trrg_sdk.report import Report
+    from trrg_sdk.reporter import Reporter
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -104,18 +105,26 @@ def _report(args: argparse.Namespace) -> int:
 
     reporter = Reporter(args.bundle, device=args.device, threads=args.threads)
     forced, code = dict(args.force_clue), 0
-    for number, name in enumerate(args.input, start=1):
-        try:
-            made = reporter.report(name, clue_scores=forced)
-        except InputError as error:
-            print(f"trrg: {name}: {error}", file=sys.stderr)
-            code = error.exit_code
-            continue
-        if args.out:
+    for number, (name, made) in enumerate(_made(reporter, args.input, forced), start=1):
+        if isinstance(made, InputError):
+            print(f"trrg: {name}: {made}", file=sys.stderr)
+            code = made.exit_code
+        elif args.out:
             print(f"{name}: {', '.join(_save(made, outputs, Path(args.out), number=number))}")
         else:
             _show(made, outputs, title=f"{name}:\n" if len(args.input) > 1 else "")
     return code
+
+
+def _made(
+    reporter: Reporter, names: Sequence[str], forced: Mapping[str, float]
+) -> Iterator[tuple[str, Report | InputError]]:
+    """Make the reports, in order; several studies are worked on at once, a single one needs no other threads."""
+    many = reporter.report_many(names, clue_scores=forced, batch_size=1 if len(names) == 1 else None)
+    for name, outcome in zip(names, many, strict=True):
+        made = outcome.report or outcome.error
+        assert made is not None
+        yield name, made
 
 
 def _show(made: Report, outputs: Sequence[Output], *, title: str) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 from trrg_sdk.errors import BundleError, DeviceError
+from trrg_sdk.processors import processors
 from trrg_sdk.version import __version__
 
 _PACKAGES = (
@@ -53,7 +53,17 @@ def _machine() -> Iterator[tuple[str, str]]:
     yield "trrg-sdk", __version__
     yield "python", platform.python_version()
     yield "system", f"{platform.system()} {platform.machine()}"
-    yield "processors", str(os.cpu_count())
+    yield from _processors()
+
+
+def _processors() -> Iterator[tuple[str, str]]:
+    found = processors()
+    yield "processors", str(found.logical)
+    yield "affinity", "not known on this system" if found.allowed is None else f"{found.allowed} of them allowed"
+    yield "physical cores", "not known: processors are counted" if found.cores is None else f"{found.cores} allowed"
+    yield "container limit", "none" if found.limit is None else f"{found.limit:g} processors"
+    narrow = "the decoder 1 while it is narrow"  # see decoder_threads
+    yield "threads", f"{found.threads} for each graph, {narrow}, {found.threads} to read ahead; --threads N changes it"
 
 
 def _packages() -> Iterator[tuple[str, str]]:
