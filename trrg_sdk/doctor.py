@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
+from trrg_sdk.backends.onnxruntime import NARROW
 from trrg_sdk.errors import BundleError, DeviceError
 from trrg_sdk.processors import processors
 from trrg_sdk.version import __version__
@@ -62,8 +63,11 @@ def _processors() -> Iterator[tuple[str, str]]:
     yield "affinity", "not known on this system" if found.allowed is None else f"{found.allowed} of them allowed"
     yield "physical cores", "not known: processors are counted" if found.cores is None else f"{found.cores} allowed"
     yield "container limit", "none" if found.limit is None else f"{found.limit:g} processors"
-    narrow = "the decoder 1 while it is narrow"  # see decoder_threads
-    yield "threads", f"{found.threads} for each graph, {narrow}, {found.threads} to read ahead; --threads N changes it"
+    yield (
+        "threads",
+        f"{found.threads} for a graph, 1 for a decoder narrower than {NARROW}, none pinned; --threads sets it",
+    )
+    yield "threads reading ahead", f"{count}, as many as --threads says"
 
 
 def _packages() -> Iterator[tuple[str, str]]:

@@ -27,7 +27,7 @@ _INSTALL = "Install one of the two: pip install 'trrg-sdk[cpu]', or 'trrg-sdk[gp
 # Below this width one decoding step is a chain of products of about 10 us each, and waking a second thread costs more
 # than it saves. Width 256, 6 layers, two cores that other processes use too, ms a step with 1 and 2 threads:
 # fp32 1.7 and 3.5, int8 0.7 and 1.7, int4 0.7 and 1.3.
-_NARROW = 512
+NARROW = 512
 
 # The smallest ONNX model, y = Identity(x) over float32 (1,), IR version 8, opset 13: opening it on a device shows
 # whether the device works before a large graph is read. Written out as protocol buffer bytes (onnx.proto).
@@ -94,11 +94,6 @@ def _device_failure(device: str) -> str | None:
     return None
 
 
-def decoder_threads(width: int, threads: int) -> int:
-    """Return how many threads a decoder of this width uses when a graph may use ``threads``."""
-    return 1 if width < _NARROW else threads
-
-
 class OrtBackend:
     """ONNX Runtime on one device.
 
@@ -140,6 +135,6 @@ class OrtBackend:
             BundleError: The file is no decoder of these sizes.
             DeviceError: The device refuses it.
         """
-        threads = decoder_threads(spec.hidden_size, self.threads)
+        threads = 1 if spec.hidden_size < NARROW else self.threads
         session = open_session(str(path), path.name, self.device, threads)
         return OrtDecoder(session, path.name, spec, device=self.device)
