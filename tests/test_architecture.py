@@ -37,7 +37,7 @@ LAYERS = (
     {"dicom", "dicom_tags", "pixel_data", "pixels", "codestream", "study"}
     | {"gate", "photometry", "preprocess", "labeler", "label_rules", "sentences"},
     {"backends"},
-    {"clues", "decoding", "verify"},
+    {"clues", "decoding", "uncertainty", "verify"},
     {"engine", "many"},
     {"reporter"},
     {"listing", "outputs", "site"},

@@ -67,7 +67,7 @@ def _processors() -> Iterator[tuple[str, str]]:
         "threads",
         f"{found.threads} for a graph, 1 for a decoder narrower than {NARROW}, none pinned; --threads sets it",
     )
-    yield "threads reading ahead", f"{count}, as many as --threads says"
+    yield "threads reading ahead", f"{found.threads}, as many as --threads says"
 
 
 def _packages() -> Iterator[tuple[str, str]]:

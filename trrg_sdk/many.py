@@ -5,14 +5,33 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trrg_sdk.decoding.batch import BatchWriter, Finished
-from trrg_sdk.errors import InputError, TrrgError
+from trrg_sdk.dicom import Source
+from trrg_sdk.errors import InputError, TrrgError, UsageError
+from trrg_sdk.report import Report
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one input of ``report_many``: exactly one of ``report`` and ``error`` is there.
+
+    Attributes:
+        index: Place of the input, from 0.
+        source: The input as it was given. Not in the ``repr``: it may hold a patient's name.
+        report: The report, or None.
+        error: Why there is none, or None. Its traceback is cut off: it would keep the image in memory.
+    """
+
+    index: int
+    source: Source = field(repr=False)
+    report: Report | None = None
+    error: InputError | None = None
 
 
 class Seen(Protocol):
@@ -24,28 +43,26 @@ class Seen(Protocol):
         ...
 
 
-SourceT = TypeVar("SourceT")
 SeenT = TypeVar("SeenT", bound=Seen)
-AnswerT = TypeVar("AnswerT")
 
 
 @dataclass(frozen=True, slots=True)
-class Work(Generic[SourceT, SeenT, AnswerT]):
+class Work(Generic[SeenT]):
     """What is done with a study. Both functions run in several threads.
 
     Attributes:
         look: Reads and perceives a source; an input that cannot be reported is returned as its error.
         finish: Makes the answer of what was perceived and the text; where there is none, it writes one alone.
-        open_batch: Opens the writer of several texts, or says that there is none. Called once, after a first ``look``.
+        open_batch: Opens the writer of so many texts, or says that there is none. Called once, after a first ``look``.
     """
 
-    look: Callable[[SourceT], SeenT | InputError]
-    finish: Callable[[SeenT, Finished | None], AnswerT | InputError]
-    open_batch: Callable[[], BatchWriter | None]
+    look: Callable[[Source], SeenT | InputError]
+    finish: Callable[[SeenT, Finished | None], Report | InputError]
+    open_batch: Callable[[int], BatchWriter | None]
 
 
 @dataclass(slots=True)
-class _Study(Generic[SourceT, SeenT, AnswerT]):
+class _Study(Generic[SeenT]):
     """A study on its way.
 
     Attributes:
@@ -55,10 +72,10 @@ class _Study(Generic[SourceT, SeenT, AnswerT]):
         answer: None until its text is written.
     """
 
-    source: SourceT
+    source: Source
     seen: Future[SeenT | InputError]
     entered: bool = False
-    answer: Future[AnswerT | InputError] | None = None
+    answer: Future[Report | InputError] | None = None
 
     @property
     def running(self) -> Future[Any] | None:
@@ -72,7 +89,45 @@ class _Study(Generic[SourceT, SeenT, AnswerT]):
         return self.answer is not None and self.answer.done()
 
 
-class Many(Generic[SourceT, SeenT, AnswerT]):
+def outcomes(
+    sources: Iterable[Source], work: Work[SeenT], *, batch_size: int, workers: int
+) -> Generator[Outcome, None, None]:
+    """Work on every source; with a batch of 1 on one at a time, in the caller's thread alone.
+
+    Args:
+        sources: May be endless.
+        work: What is done with each.
+        batch_size: Texts to write together.
+        workers: Threads for all but the writing.
+
+    Returns:
+        An iterator of outcomes, in order.
+
+    Raises:
+        UsageError: ``batch_size`` or ``workers`` is below 1.
+    """
+    for name, given in (("batch_size", batch_size), ("workers", workers)):
+        if given < 1:
+            raise UsageError(f"{name}: expected a whole number of at least 1, got {given}.")
+    if batch_size == 1:
+        return _alone(sources, work)
+    return Many(sources, work, batch_size=batch_size, workers=workers).outcomes()
+
+
+def _alone(sources: Iterable[Source], work: Work[SeenT]) -> Generator[Outcome, None, None]:
+    for index, source in enumerate(sources):
+        seen = work.look(source)
+        yield _outcome(index, source, seen if isinstance(seen, InputError) else work.finish(seen, None))
+        del source, seen
+
+
+def _outcome(index: int, source: Source, answer: Report | InputError) -> Outcome:
+    if isinstance(answer, InputError):
+        return Outcome(index, source, error=answer)
+    return Outcome(index, source, report=answer)
+
+
+class Many(Generic[SeenT]):
     """Takes sources, never more than a given number ahead of the answers that were handed out.
 
     Sources are taken and texts are written in the caller's thread, while it waits for the next answer; everything else
@@ -81,33 +136,34 @@ class Many(Generic[SourceT, SeenT, AnswerT]):
 
     def __init__(
         self,
-        sources: Iterable[SourceT],
-        work: Work[SourceT, SeenT, AnswerT],
+        sources: Iterable[Source],
+        work: Work[SeenT],
         *,
+        batch_size: int,
         workers: int,
-        ahead: int,
     ) -> None:
         """Take nothing yet.
 
         Args:
             sources: May be endless.
             work: What is done with each.
+            batch_size: Texts that are written together.
             workers: Threads.
-            ahead: The most studies that were taken and not handed out.
         """
         self._sources = iter(sources)
         self._work = work
+        self._batch_size = batch_size
         self._workers = workers
-        self._ahead = ahead
-        self._studies: deque[_Study[SourceT, SeenT, AnswerT]] = deque()  # the first one is the next to hand out
+        self._ahead = 2 * (batch_size + workers)  # twice: while one text is long, others leave and wait for their turn
+        self._studies: deque[_Study[SeenT]] = deque()  # the first one is the next to hand out
         self._first = 0  # its number
-        self._written: dict[int, tuple[_Study[SourceT, SeenT, AnswerT], SeenT]] = {}  # number → what is being written
+        self._written: dict[int, tuple[_Study[SeenT], SeenT]] = {}  # number → what is being written
         self._writer: BatchWriter | None = None
         self._opened = self._ended = False
         self._failure: Exception | None = None
 
-    def answers(self) -> Generator[tuple[int, SourceT, AnswerT | InputError], None, None]:
-        """Hand out each source's number, from 0, the source and its answer, in order.
+    def outcomes(self) -> Generator[Outcome, None, None]:
+        """Hand out an outcome for each source, in order.
 
         Raises:
             Exception: What a source's work or the iterator of sources raised, in its place in the order.
@@ -136,11 +192,11 @@ class Many(Generic[SourceT, SeenT, AnswerT]):
                 self._studies.append(_Study(source, pool.submit(self._work.look, source)))
         return bool(self._studies)
 
-    def _handed_out(self) -> tuple[int, SourceT, AnswerT | InputError]:
+    def _handed_out(self) -> Outcome:
         study = self._studies.popleft()
         self._first += 1
         assert study.answer is not None
-        return self._first - 1, study.source, study.answer.result()
+        return _outcome(self._first - 1, study.source, study.answer.result())
 
     def _write(self, pool: ThreadPoolExecutor) -> None:
         """Let texts enter, and write one token of each; where there is none to write, wait."""
@@ -153,7 +209,7 @@ class Many(Generic[SourceT, SeenT, AnswerT]):
         elif not self._studies[0].answered:
             wait([job for study in self._studies if (job := study.running)], return_when=FIRST_COMPLETED)
 
-    def _enter(self, number: int, study: _Study[SourceT, SeenT, AnswerT], pool: ThreadPoolExecutor) -> None:
+    def _enter(self, number: int, study: _Study[SeenT], pool: ThreadPoolExecutor) -> None:
         """Start to write a text, if there is room; an error needs none."""
         if failure := study.seen.exception():
             study.entered, study.answer = True, Future()
@@ -167,12 +223,12 @@ class Many(Generic[SourceT, SeenT, AnswerT]):
     def _begin(
         self,
         number: int,
-        study: _Study[SourceT, SeenT, AnswerT],
+        study: _Study[SeenT],
         seen: SeenT,
         pool: ThreadPoolExecutor,
     ) -> None:
         if not self._opened:
-            self._writer, self._opened = self._work.open_batch(), True
+            self._writer, self._opened = self._work.open_batch(self._batch_size), True
         if self._writer is None:
             self._finish(study, seen, None, pool)
         elif self._writer.room:
@@ -184,7 +240,7 @@ class Many(Generic[SourceT, SeenT, AnswerT]):
 
     def _finish(
         self,
-        study: _Study[SourceT, SeenT, AnswerT],
+        study: _Study[SeenT],
         seen: SeenT,
         finished: Finished | None,
         pool: ThreadPoolExecutor,

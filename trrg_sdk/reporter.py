@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple
 
 import numpy as np
@@ -19,39 +20,24 @@ from trrg_sdk.bundle import Bundle
 from trrg_sdk.clues import Clue, Float32, heat_peaks
 from trrg_sdk.decoding.batch import Finished
 from trrg_sdk.decoding.greedy import Generation
+from trrg_sdk.decoding.options import Decoding
 from trrg_sdk.dicom import Radiograph, Source, load, load_study
-from trrg_sdk.engine import Engine, Perception
-from trrg_sdk.errors import InputError, UsageError
+from trrg_sdk.engine import DEFAULT, Engine, Perception
+from trrg_sdk.errors import InputError
 from trrg_sdk.labeler import label_sentence
 from trrg_sdk.manifest import GRAPH_NAMES
-from trrg_sdk.many import Many, Work
+from trrg_sdk.many import Outcome, Work, outcomes
 from trrg_sdk.preprocess import Preprocess
 from trrg_sdk.processors import physical_cores
 from trrg_sdk.report import GenerationInfo, HeatPeak, Omission, Provenance, Report, Sentence
-from trrg_sdk.sentences import Written, WrittenSentence, read_tokens
+from trrg_sdk.sentences import Written, WrittenSentence, read_finished, read_tokens
 from trrg_sdk.study import Selection, select
+from trrg_sdk.uncertainty import Uncertainty, compare_texts
 from trrg_sdk.verify import judge, omissions
 from trrg_sdk.version import __version__
 
 _LOG = logging.getLogger(__name__)
 _BATCH_SIZE = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one input of ``report_many``: exactly one of ``report`` and ``error`` is there.
-
-    Attributes:
-        index: Place of the input, from 0.
-        source: The input as it was given. Not in the ``repr``: it may hold a patient's name.
-        report: The report, or None.
-        error: Why there is none, or None. Its traceback is cut off: it would keep the image in memory.
-    """
-
-    index: int
-    source: Source = field(repr=False)
-    report: Report | None = None
-    error: InputError | None = None
 
 
 class Reporter:
@@ -69,6 +55,7 @@ class Reporter:
         device: str = "auto",
         threads: int | None = None,
         clues: Sequence[Clue] = (),
+        decoding: Decoding = DEFAULT,
     ) -> None:
         """Open a bundle. The graphs open in the background; the first report waits for them.
 
@@ -79,6 +66,7 @@ class Reporter:
                 an error. ``"openvino"`` is taken only by name.
             threads: Processor threads a graph may use; None takes the physical cores.
             clues: What to look for besides the bundle's own clues.
+            decoding: How reports are written. The default is greedy, with drafts where the bundle has a report store.
 
         Raises:
             BundleError: The bundle is missing, changed or unknown.
@@ -93,7 +81,7 @@ class Reporter:
         self._target = opened.target
         self._threads = threads
         self._preprocess = Preprocess.from_manifest(self.bundle.preprocess)
-        self._engine = Engine(self.bundle, opened, clues=clues)
+        self._engine = Engine(self.bundle, opened, clues=clues, decoding=decoding)
         _LOG.info("bundle %s on device %s", self.bundle.manifest.bundle_id, self.device)
 
     def report(self, source: Source, *, clue_scores: Mapping[str, float] | None = None) -> Report:
@@ -120,9 +108,62 @@ class Reporter:
             selection = _choose(source, watch)
             perception = self._perceive(selection.radiograph, override, watch)
             with watch.step("decode"):
-                generation = self._engine.write(perception.prompt)
+                generation = self._engine.write(perception.prompt, scores=perception.scores)
             verified = self._verified(generation, perception, watch)
         return self._composed(selection, perception, verified, watch)
+
+    def stream(
+        self, source: Source, *, clue_scores: Mapping[str, float] | None = None, cancel: Event | None = None
+    ) -> Generator[Sentence | Report, None, None]:
+        """Write a draft report and hand out its sentences as they are completed.
+
+        A sentence comes when the next one begins. Until the report comes or the generator is closed, which also
+        stops between two passes of the decoder, no other thread can write with this reporter.
+
+        Args:
+            source: As for :meth:`report`.
+            clue_scores: As for :meth:`report`.
+            cancel: When it is set, writing stops before the next pass of the decoder, and no report comes.
+
+        Yields:
+            Each sentence with its verdict, then the report, which :meth:`report` would have written too. Its timings
+            hold the time that the caller took.
+
+        Raises:
+            TrrgError: As for :meth:`report`.
+        """
+        override = self._engine.clues.override(clue_scores)
+        watch = _Stopwatch()
+        with watch.step("total"):
+            selection = _choose(source, watch)
+            perception = self._perceive(selection.radiograph, override, watch)
+            with watch.step("decode"):
+                told, generation = yield from self._growing(perception, cancel)
+            if generation is None:
+                return
+            verified = self._verified(generation, perception, watch)
+            yield from verified.sentences[told:]
+        yield self._composed(selection, perception, verified, watch)
+
+    def _growing(
+        self, perception: Perception, cancel: Event | None
+    ) -> Generator[Sentence, None, tuple[int, Generation | None]]:
+        """Yield sentences while the text grows; return how many, and the text unless it was cancelled."""
+        ids: list[int] = []
+        logprobs: list[float] = []
+        told, peaks = 0, heat_peaks(perception.heat)
+        with closing(self._engine.writing(perception.prompt, scores=perception.scores)) as writing:
+            while not (cancel and cancel.is_set()):
+                try:
+                    tokens = next(writing)
+                except StopIteration as done:
+                    return told, done.value
+                ids += [token.id for token in tokens]
+                logprobs += [token.logprob for token in tokens]
+                for item in read_finished(ids, logprobs, decode=self._engine.text, skip=told):
+                    yield _judged(item, perception, peaks)
+                    told += 1
+        return told, None
 
     def _verified(self, generation: Generation, perception: Perception, watch: _Stopwatch) -> _Verified:
         with watch.step("verify"):
@@ -149,6 +190,36 @@ class Reporter:
             provenance=self._provenance(),
         )
 
+    def uncertainty(
+        self, source: Source, *, samples: int = 8, temperature: float = 1.0, seed: int = 0
+    ) -> tuple[Report, Uncertainty]:
+        """Write a report, then draw other texts for the same image by chance and see how far they agree with it.
+
+        Args:
+            source: As for :meth:`report`.
+            samples: How many texts to draw.
+            temperature: Of the draws; 1 draws what the model believes.
+            seed: Of the draws.
+
+        Returns:
+            The report that :meth:`report` would have written, and how far the drawn texts agree.
+
+        Raises:
+            TrrgError: As for :meth:`report`; a value that makes no sense.
+        """
+        watch = _Stopwatch()
+        with watch.step("total"):
+            selection = _choose(source, watch)
+            perception = self._perceive(selection.radiograph, self._engine.clues.override(None), watch)
+            with watch.step("decode"):
+                generation = self._engine.write(perception.prompt, scores=perception.scores)
+            verified = self._verified(generation, perception, watch)
+            with watch.step("sample"):
+                drawn = self._engine.sample(perception.prompt, count=samples, temperature=temperature, seed=seed)
+        texts = [self._engine.text(one.ids) for one in drawn]
+        agreement = compare_texts([item.labels for item in verified.sentences], texts)
+        return self._composed(selection, perception, verified, watch), agreement
+
     def report_many(
         self,
         sources: Iterable[Source],
@@ -159,14 +230,16 @@ class Reporter:
     ) -> Iterator[Outcome]:
         """Write reports of many studies, in order: the next ones are read while the texts are written together.
 
-        The reports are those of ``report``; only their timings differ: steps of several studies overlap, ``total`` is
-        the sum of a study's own steps. Reading, perceiving and verifying happen in threads, which end with the
-        iterator; writing happens in the caller's thread, as does the taking of sources. Any number of studies fits: at
-        most ``2 * (batch_size + workers)`` are on their way, which is how far sources are taken ahead. Of those, up to
-        ``workers`` are held as decoded images and the others as given, with a prompt each; ``batch_size`` texts have
-        keys and values (``2 * layers * kv_heads * max_length * head_size`` numbers each). Where the decoder takes one
-        text at a time (on a GPU, in a graph with a fixed batch axis) only reading and perceiving overlap
-        with writing. No drafts are used in a batch: ONNX Runtime reads several positions of one text only.
+        The reports are those of ``report``, log-probabilities to rounding; of the timings, steps of several studies
+        overlap, and ``total`` is the sum of a study's own. Reading, perceiving and verifying happen in threads, which
+        end with the iterator; writing happens in the caller's thread, as does the taking of sources. Any number of
+        studies fits: at most ``2 * (batch_size + workers)`` are on their way, which is how far sources are taken
+        ahead. Of those, ``workers`` at most are held as decoded images, the others as given, with a prompt each;
+        ``batch_size`` texts have keys and values (``2 * layers * kv_heads * max_length * head_size`` numbers each).
+
+        Where the decoder takes one text at a time (beams, a GPU, a graph with a fixed batch axis) texts are written
+        one after the other, and the rest overlaps. No drafts are used in a batch: ONNX Runtime's CPU provider reads
+        several positions of one text only.
 
         Args:
             sources: As for ``report``; may be endless. One that makes its caller wait holds back the answers before
@@ -183,29 +256,10 @@ class Reporter:
             UsageError: ``batch_size`` or ``workers`` is below 1, or a clue score makes no sense.
             Exception: Every other error, and those of ``sources``, in its place: after the outcomes before it.
         """
-        size = _count("batch_size", batch_size, _BATCH_SIZE)
-        threads = _count("workers", workers, self._threads or physical_cores())
         override = self._engine.clues.override(clue_scores)
-        return self._overlapped(sources, override, size, threads) if size > 1 else self._alone(sources, override)
-
-    def _alone(self, sources: Iterable[Source], override: Float32) -> Iterator[Outcome]:
-        for index, source in enumerate(sources):
-            seen = self._look(source, override)
-            answer = seen if isinstance(seen, InputError) else self._finish(seen, None)
-            yield _outcome(index, source, answer)
-            del source, seen, answer
-
-    def _overlapped(
-        self, sources: Iterable[Source], override: Float32, batch_size: int, workers: int
-    ) -> Iterator[Outcome]:
-        work: Work[Source, _Seen, Report] = Work(
-            lambda source: self._look(source, override), self._finish, lambda: self._engine.batch(batch_size)
-        )
-        many = Many(sources, work, workers=workers, ahead=2 * (batch_size + workers))
-        with closing(many.answers()) as answers:
-            for answer in answers:
-                yield _outcome(*answer)
-                del answer
+        work: Work[_Seen] = Work(lambda source: self._look(source, override), self._finish, self._engine.batch)
+        threads = (self._threads or physical_cores()) if workers is None else workers
+        return outcomes(sources, work, batch_size=_BATCH_SIZE if batch_size is None else batch_size, workers=threads)
 
     def _look(self, source: Source, override: Float32) -> _Seen | InputError:
         """Read and perceive a source; the pixels are gone afterwards."""
@@ -222,7 +276,7 @@ class Reporter:
         """Make the report; where there is no text yet, write it alone."""
         if written is None or written.generation is None:
             with seen.watch.step("decode"):
-                generation = self._engine.write(seen.perception.prompt)
+                generation = self._engine.write(seen.prompt, scores=seen.perception.scores)
         else:
             generation = written.generation
             seen.watch.timings_ms["decode"] = round(written.seconds * 1e3, 3)
@@ -315,19 +369,7 @@ def _judged(item: WrittenSentence, perception: Perception, peaks: Mapping[str, H
     return Sentence(item.text, item.section, labels, judgement.verdict, judgement.evidence, item.logprob)
 
 
-def _count(name: str, given: int | None, default: int) -> int:
-    if given is not None and given < 1:
-        raise UsageError(f"{name}: expected a whole number of at least 1, got {given}.")
-    return default if given is None else given
-
-
 def _bare(error: InputError) -> InputError:
     """Cut off what would keep the image in memory."""
     error.__traceback__ = error.__cause__ = error.__context__ = None
     return error
-
-
-def _outcome(index: int, source: Source, answer: Report | InputError) -> Outcome:
-    if isinstance(answer, InputError):
-        return Outcome(index, source, error=answer)
-    return Outcome(index, source, report=answer)

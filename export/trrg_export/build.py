@@ -17,6 +17,7 @@ import torch
 from trrg_export import describe
 from trrg_export.decoder import check_family, decoder_spec, write_decoder
 from trrg_export.disk import room_for
+from trrg_export.drafts import add_drafts
 from trrg_export.model_card import model_card
 from trrg_export.parity import LIMITS, Exported, ParityError, ParityLimits, ParityReport, compare
 from trrg_export.place import beside, put_in_place
@@ -58,6 +59,7 @@ class ExportOptions:
         block_size: Weights of the decoder that share a scale in int4, one of ``int4.BLOCK_SIZES``.
         int4_algorithm: How the decoder's four bits are chosen, one of ``int4.ALGORITHMS``.
         compute_capabilities: Of the GPUs that engines are built for; empty takes the target's own.
+        draft_reports: Drafts are made of sentences that stand in at least so many training reports; None makes none.
     """
 
     precision: str = "fp32"
@@ -69,6 +71,7 @@ class ExportOptions:
     block_size: int = 32
     int4_algorithm: str = "rtn"
     compute_capabilities: tuple[str, ...] = ()
+    draft_reports: int | None = 2
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
@@ -80,6 +83,8 @@ class ExportOptions:
             raise UsageError(reason)
         if self.studies is not None and self.studies < 1:
             raise UsageError(f"studies: expected at least 1, got {self.studies}")
+        if self.draft_reports is not None and self.draft_reports < 1:
+            raise UsageError(f"draft-reports: expected at least 1, got {self.draft_reports}")
         self.int4()
 
     def int4(self) -> Int4:
@@ -277,11 +282,14 @@ def _proven(site: Site, options: ExportOptions, lowered: dict[str, LoweredGraph]
     if report.failures:
         raise ParityError(report.failures)
     bundle = Bundle(folder=folder, manifest=draft, manifest_sha256="")
+    if options.draft_reports is not None:
+        drafts = add_drafts(bundle, checkpoint, site.reference, least=options.draft_reports)
+        bundle = dataclasses.replace(bundle, manifest=dataclasses.replace(draft, drafts=drafts))
     proven = ProvenSite(**vars(site), bundle=bundle, limits=limits, tables={stored: report.table})
     targets = {TARGETS[name].TARGET: _added(name, proven) for name in options.targets}
     _write_summary(site)
     complete = dataclasses.replace(
-        draft,
+        bundle.manifest,
         provenance=dataclasses.replace(draft.provenance, created_by=describe.versions(options.packages())),
         parity={**proven.tables, stored: {**report.table, **drift_table(lowered)}},
         targets=targets,

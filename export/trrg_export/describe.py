@@ -88,6 +88,7 @@ def draft_manifest(checkpoint: Checkpoint, folder: Path, *, precision: str) -> M
         custom_clue=_custom_clue(meta.clues, config.max_text_length),
         clue_bank=ArraySpec(CLUE_BANK, "float32", ("clues", config.joint_dim)),
         decoding=DecodingSpec("greedy", meta.max_new_tokens),
+        drafts=None,
         decoder=decoder_spec(llm, prompt=prompt, max_new_tokens=meta.max_new_tokens),
         targets={},
         provenance=_provenance(checkpoint),

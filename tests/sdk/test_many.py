@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import trrg_sdk.reporter
 from tests.sdk.chest_dicom import chest_bytes, chest_pixels
-from trrg_sdk import Bundle, DicomError, InputError, RefusedError, Report, Reporter, UsageError
+from trrg_sdk import Bundle, DicomError, InputError, Outcome, RefusedError, Report, Reporter, UsageError
 from trrg_sdk.backends import open_backend, open_decoder
 from trrg_sdk.backends.batch import Batchable, BatchDecoder
 from trrg_sdk.decoding import batch as batching
@@ -25,8 +26,6 @@ from trrg_sdk.decoding.choice import NEAR_TIE
 from trrg_sdk.decoding.greedy import Generation, generate
 from trrg_sdk.decoding.rules import Rules
 from trrg_sdk.engine import Engine
-from trrg_sdk.many import Many, Work
-from trrg_sdk.reporter import Outcome
 
 TINY = Path(__file__).parent / "tiny_bundle"
 
@@ -48,7 +47,7 @@ def mixture(count: int, *, seed: int) -> list[Any]:
 
 
 def said(outcome: Outcome) -> tuple[object, ...]:
-    """All of an outcome but the timings."""
+    """All of an outcome but the timings, and the log-probabilities: those agree to rounding."""
     if outcome.report is None:
         assert outcome.error is not None
         return outcome.index, type(outcome.error), outcome.error.code, str(outcome.error)
@@ -56,8 +55,17 @@ def said(outcome: Outcome) -> tuple[object, ...]:
 
 
 def said_report(report: Report) -> tuple[object, ...]:
-    sentences = [(one.text, one.labels, one.verdict, one.evidence, round(one.logprob, 5)) for one in report.sentences]
+    sentences = [(one.text, one.section, one.labels, one.verdict, one.evidence) for one in report.sentences]
     return report.text, report.clues, sentences, report.omissions, report.gate, report.images, report.generation
+
+
+def test_log_probabilities_agree_to_rounding(embedded: Reporter) -> None:
+    for outcome in embedded.report_many([image(number) for number in range(10)]):
+        assert outcome.report is not None
+        alone = embedded.report(image(outcome.index))
+        np.testing.assert_allclose(
+            [one.logprob for one in outcome.report.sentences], [one.logprob for one in alone.sentences], atol=0.02
+        )
 
 
 def one_by_one(reporter: Reporter, sources: Sequence[Any]) -> list[tuple[object, ...]]:
@@ -332,20 +340,18 @@ def test_rows_that_round_differently_together_need_a_larger_lead() -> None:
     assert near_tie(noisy.open(), table, "bf16") == float("inf"), "a precision that was never measured is not trusted"
 
 
-def test_work_runs_beside_the_writing() -> None:
-    """Two studies are looked at at once: each waits for the other."""
-    barrier = threading.Barrier(2, timeout=20)
+def test_two_studies_are_read_at_once(embedded: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits for the other."""
+    barrier = threading.Barrier(2, timeout=30)
+    load = trrg_sdk.reporter.load
 
-    class Looked(NamedTuple):
-        prompt: NDArray[np.float32]
-
-    def look(number: int) -> Looked:
+    def together(source: Any) -> Any:
         barrier.wait()
-        return Looked(np.asarray([[number]], np.float32))
+        return load(source)
 
-    work: Work[int, Looked, float] = Work(look, lambda seen, _: float(seen.prompt[0, 0]), lambda: None)
-    many = Many(range(6), work, workers=2, ahead=4)
-    assert list(many.answers()) == [(number, number, float(number)) for number in range(6)]
+    monkeypatch.setattr("trrg_sdk.reporter.load", together)
+    made = embedded.report_many([image(number) for number in range(6)], workers=2)
+    assert [outcome.index for outcome in made if outcome.report] == list(range(6))
 
 
 def test_report_and_report_many_may_run_at_once(tiny: Reporter) -> None:

@@ -9,13 +9,29 @@ buffer for one sequence has no branches.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from trrg_sdk.decoding.greedy import Pass
 from trrg_sdk.decoding.pace import LONGEST, Pace
-from trrg_sdk.decoding.store import Match, ReportStore
+from trrg_sdk.decoding.store import Match, ReportStore, Sentence
 
 _CONTRADICTED = 0.05  # of the weight of a sentence that says the opposite of a clue
+_START = 9  # the start of a sentence is trusted like so many shared tokens
 _FOLLOWS = 10.0  # times the weight of a sentence that often follows the one before
+
+
+class _Found(NamedTuple):
+    """How a sentence may go on.
+
+    Attributes:
+        sentence: What is written of it.
+        shared: How many of its last tokens all candidates share with it.
+        candidates: Sentences, weighed, and what is left of each.
+    """
+
+    sentence: Sentence
+    shared: int
+    candidates: list[Match]
 
 
 class StoreDrafter:
@@ -31,6 +47,8 @@ class StoreDrafter:
         self._store = store
         self._pace = pace or Pace()
         self._confidences: list[float] = []
+        self._looked = False
+        self._known: dict[int | None, _Found] = {}
         self._present = self._absent = 0
 
     def about(self, *, present: int, absent: int) -> None:
@@ -41,11 +59,12 @@ class StoreDrafter:
             absent: Those whose clues are absent.
         """
         self._present, self._absent = present, absent
+        self._known = {}
 
     def propose(self, written: Sequence[int], *, most: int) -> Sequence[int]:
         """Guess the next tokens; see :class:`trrg_sdk.decoding.greedy.Drafter`."""
-        self._confidences = []
-        if not self._pace.open or most < 1:
+        self._confidences, self._looked = [], self._pace.open and most > 0
+        if not self._looked:
             return ()
         tokens, confidences = self.guess(written, most=min(most, LONGEST))
         length = self._pace.length(confidences)
@@ -54,8 +73,7 @@ class StoreDrafter:
 
     def learn(self, outcome: Pass) -> None:
         """Hear what came of a pass; see :class:`trrg_sdk.decoding.greedy.Drafter`."""
-        self._pace.learn(outcome, self._confidences)
-        self._confidences = []
+        self._pace.learn(outcome, self._confidences, looked=self._looked)
 
     def guess(self, written: Sequence[int], *, most: int) -> tuple[list[int], list[float]]:
         """Guess the next tokens, whatever it costs to read them.
@@ -67,28 +85,37 @@ class StoreDrafter:
         Returns:
             Tokens, and how sure each is, 0 to 1, given those before it.
         """
-        store = self._store
-        sentence, before = store.current(written)
+        sentence, before = self._store.current(written)
+        found = self._narrowed(sentence, before) or self._searched(sentence, before)
+        self._known = {before: found}
         tokens: list[int] = []
         confidences: list[float] = []
-        if sentence:
-            shared, matches = store.matches(sentence)
-            usual = {row for row, _ in store.followers(before)} if before is not None else set()
-            candidates = [self._weighed(one, _FOLLOWS if one.sentence in usual else 1.0) for one in matches]
-            row = _vote(candidates, shared / (shared + 1), most, tokens, confidences)
-        else:
-            row = self._start_sentence(before, most, tokens, confidences)
+        row = _vote(found, most, tokens, confidences)
         while row is not None and len(tokens) < most:  # a sentence is complete
-            row = self._start_sentence(row, most, tokens, confidences)
+            self._known[row] = found = self._searched((), row)
+            row = _vote(found, most, tokens, confidences)
         return tokens, confidences
 
-    def _start_sentence(self, before: int | None, most: int, tokens: list[int], confidences: list[float]) -> int | None:
-        """Guess a whole sentence that follows another one."""
-        if before is None:
+    def _narrowed(self, sentence: Sentence, before: int | None) -> _Found | None:
+        """Of what was found last time, what still fits; None when nothing does, and a search is needed."""
+        known = self._known.get(before)
+        if known is None or sentence[: len(known.sentence)] != known.sentence:
             return None
-        follow = self._store.followers(before)
-        candidates = [self._weighed(Match(row, self._store.tokens(row), times), 1.0) for row, times in follow]
-        return _vote(candidates, 1.0, most, tokens, confidences)
+        more = sentence[len(known.sentence) :]
+        left = [one._replace(rest=one.rest[len(more) :]) for one in known.candidates if one.rest[: len(more)] == more]
+        return _Found(sentence, known.shared + len(more), left) if left else None
+
+    def _searched(self, sentence: Sentence, before: int | None) -> _Found:
+        """Look up how a sentence goes on, or which ones follow the one before."""
+        store = self._store
+        follow = store.followers(before) if before is not None else []
+        if not sentence:
+            whole = [self._weighed(Match(row, store.tokens(row), times), 1.0) for row, times in follow]
+            return _Found((), _START, whole)
+        shared, matches = store.matches(sentence)
+        usual = {row for row, _ in follow}
+        weighed = [self._weighed(one, _FOLLOWS if one.sentence in usual else 1.0) for one in matches]
+        return _Found(sentence, shared, weighed)
 
     def _weighed(self, match: Match, factor: float) -> Match:
         asserts, denies = self._store.says(match.sentence)
@@ -97,14 +124,11 @@ class StoreDrafter:
         return match._replace(weight=match.weight * factor)
 
 
-def _vote(
-    candidates: Sequence[Match], trust: float, most: int, tokens: list[int], confidences: list[float]
-) -> int | None:
+def _vote(found: _Found, most: int, tokens: list[int], confidences: list[float]) -> int | None:
     """Append the tokens that most of the weight agrees on.
 
     Args:
-        candidates: Sentences and what is left of each.
-        trust: Confidence where all agree.
+        found: Sentences and what is left of each.
         most: As many tokens as the lists may hold.
         tokens: Extended.
         confidences: Extended.
@@ -112,7 +136,7 @@ def _vote(
     Returns:
         The sentence that was completed, or None.
     """
-    place = 0
+    trust, candidates, place = found.shared / (found.shared + 1), found.candidates, 0
     while candidates and len(tokens) < most:
         votes: dict[int, float] = {}
         total = 0.0

@@ -50,13 +50,15 @@ class Pass(NamedTuple):
         width: Positions that it read.
         written: Tokens that it decided, 1 and more.
         seconds: That it took with the choice of its tokens.
-        aside: Seconds for the draft before it, and for deciding a near tie after it.
+        drafting: Seconds for the draft before it.
+        settling: Passes over one position that decided a near tie after it.
     """
 
     width: int
     written: int
     seconds: float
-    aside: float
+    drafting: float
+    settling: int
 
 
 class Drafter(Protocol):
@@ -109,7 +111,15 @@ def generate(
         UsageError: ``max_new_tokens`` is below 1, or the prompt does not fit the decoder.
         DeviceError: The runtime failed, or a logit is NaN or plus infinity.
     """
-    writing = write(decoder, prompt_embeds, token_embedding, Rules(eos, max_new_tokens), drafts=drafts)
+    return finish(write(decoder, prompt_embeds, token_embedding, Rules(eos, max_new_tokens), drafts=drafts))
+
+
+def finish(writing: Generator[tuple[Token, ...], None, Generation]) -> Generation:
+    """Write the rest of a text.
+
+    Args:
+        writing: What :func:`write` returned.
+    """
     while True:
         try:
             next(writing)
@@ -225,12 +235,10 @@ class _Text:
             draft = draft[: draft.index(self.rules.eos)]  # nothing is read after it
         drafted = time.perf_counter()
         sure = self._pass(draft, drafts.near_tie * self.rules.stretch)
-        passed = time.perf_counter()
-        if not sure:
-            self._settle()
-        aside = (drafted - start) + (time.perf_counter() - passed)
+        seconds = time.perf_counter() - drafted
+        settling = 0 if sure else self._settle()
         written = len(self.ids) - before + 1  # and the next token
-        drafts.drafter.learn(Pass(1 + len(draft), written, passed - drafted, aside))
+        drafts.drafter.learn(Pass(1 + len(draft), written, seconds, drafted - start, settling))
 
     def _pass(self, draft: list[int], near_tie: float) -> bool:
         """Read the last token and a draft, and forget what the model would not have written.
@@ -256,11 +264,13 @@ class _Text:
         self.decoder.truncate(self.prompt + len(self.ids))
         return True
 
-    def _settle(self) -> None:
-        """Decide the next token as it would have been without drafts."""
+    def _settle(self) -> int:
+        """Decide the next token as it would have been without drafts; return in how many passes."""
         self.decoder.truncate(self.prompt + self.exact)
-        for token in self.ids[self.exact :]:
-            self.passes += 1
+        again = self.ids[self.exact :]
+        for token in again:
             row = self.decoder.step(self.table[token : token + 1])
+        self.passes += len(again)
         self.exact = len(self.ids)
         self.next = self._choose(row)
+        return len(again)

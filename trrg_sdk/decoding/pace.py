@@ -14,9 +14,11 @@ from trrg_sdk.decoding.greedy import Pass
 LONGEST = 16
 _SHARE = 0.03  # of the time without drafts that drafts may cost
 _CREDIT = 20.0  # passes of one position: the most that past gains may pay for
+_DISTURBED = 3.0  # times what was expected: a longer pass was not the fault of its draft
 _PLAIN_FIRST = 3  # passes of one position that are timed before the first draft
 _CLASSES = 6
-_MEMORY = 200.0  # guesses of a class that count
+_MEMORY = 60.0  # guesses of a class that count
+_PROBE = 30  # passes without a draft after which one token is drafted to see whether that is still no use
 _SLOPE = 0.15  # of a pass of one position, for each more: what is believed before it is measured
 
 
@@ -53,6 +55,7 @@ class Costs:
     def __init__(self) -> None:
         """Know nothing."""
         self.single = 0.0
+        self.drafting = 0.0
         self._singles = 0
         self._sums = [0.0] * 5  # weight, widths, their squares, seconds, widths times seconds
 
@@ -62,9 +65,9 @@ class Costs:
         return self._singles >= _PLAIN_FIRST
 
     def learn(self, width: int, seconds: float) -> None:
-        """Count a pass; one that was disturbed counts as at most three times what was expected."""
+        """Count a pass; other work of the machine makes it count as at most three times what was expected."""
         if self.known:
-            seconds = min(seconds, 3 * self.of(width))
+            seconds = min(seconds, _DISTURBED * self.of(width))
         if width == 1:
             self._singles += 1
             self.single = (
@@ -73,6 +76,11 @@ class Costs:
             return
         added = (1.0, width, width * width, seconds, width * seconds)
         self._sums = [0.98 * old + new for old, new in zip(self._sums, added, strict=True)]
+
+    def learn_drafting(self, seconds: float) -> None:
+        """Count the seconds of a draft; the first one is slower than those that follow."""
+        expected = self.drafting or self.single
+        self.drafting = expected + (min(seconds, _DISTURBED * expected) - expected) / 10
 
     def of(self, width: int) -> float:
         """Return the seconds that a pass is expected to take."""
@@ -96,6 +104,7 @@ class Pace:
         self.costs = Costs()
         self.acceptance = Acceptance()
         self._lost = 0.0  # seconds that drafts cost more than they gave
+        self._idle = 0  # passes since the last draft
 
     @property
     def open(self) -> bool:
@@ -116,19 +125,27 @@ class Pace:
             expected += chance
             if (gain := expected * single / self.costs.of(count + 1)) > best:
                 best, length = gain, count
-        return length
+        return length or int(self._idle >= _PROBE and len(confidences) > 0)
 
-    def learn(self, outcome: Pass, confidences: Sequence[float]) -> None:
+    def learn(self, outcome: Pass, confidences: Sequence[float], *, looked: bool) -> None:
         """Count a pass.
 
         Args:
             outcome: What came of it.
             confidences: Of the tokens of its draft that were read; empty without a draft.
+            looked: Whether a draft was looked for.
         """
         self.costs.learn(outcome.width, outcome.seconds)
+        self._idle = 0 if confidences else self._idle + 1
         accepted = outcome.written - 1
         for place, confidence in enumerate(confidences[: accepted + 1]):
             self.acceptance.learn(confidence, right=place < accepted)
-        plain = outcome.written * self.costs.single
-        self._lost += (outcome.seconds if outcome.width > 1 else plain) + outcome.aside - plain - _SHARE * plain
-        self._lost = max(self._lost, -_CREDIT * self.costs.single)
+        single, spent = self.costs.single, outcome.settling * self.costs.single
+        if outcome.width > 1:
+            spent += min(outcome.seconds, _DISTURBED * self.costs.of(outcome.width))
+        else:
+            spent += single
+        if looked:
+            self.costs.learn_drafting(outcome.drafting)
+            spent += min(outcome.drafting, _DISTURBED * self.costs.drafting)
+        self._lost = max(self._lost + spent - (1 + _SHARE) * outcome.written * single, -_CREDIT * single)
