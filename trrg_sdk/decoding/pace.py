@@ -13,12 +13,15 @@ from trrg_sdk.decoding.greedy import Pass
 
 LONGEST = 16
 _SHARE = 0.03  # of the time without drafts that drafts may cost
-_CREDIT = 20.0  # passes of one position: the most that past gains may pay for
-_DISTURBED = 3.0  # times what was expected: a longer pass was not the fault of its draft
+_DEBT = 20.0  # passes of one position that drafts may have cost more than they gave, beyond that share
+_CREDIT = 60.0  # the most of them that past gains may pay for
+_DISTURBED = 1.5  # times what was expected; what takes longer was disturbed
+_STEP = 0.02  # by which the median follows
 _PLAIN_FIRST = 3  # passes of one position that are timed before the first draft
 _CLASSES = 6
 _MEMORY = 60.0  # guesses of a class that count
-_PROBE = 30  # passes without a draft after which one token is drafted to see whether that is still no use
+_PROBE = 30  # passes without a draft after which a short one is read to see whether that is still no use
+_PROBED = 3  # its tokens
 _SLOPE = 0.15  # of a pass of one position, for each more: what is believed before it is measured
 
 
@@ -50,50 +53,59 @@ class Acceptance:
 
 
 class Costs:
-    """Seconds of a pass by the number of positions it reads: one of its own for a single one, a line for more."""
+    """What passes and drafts cost, in passes over one position.
+
+    Other work of the machine makes a pass a hundred times longer now and then, or all of them twice as long: so the
+    unit is the median of single passes as it follows, and nothing counts more than a little above what was expected.
+
+    Attributes:
+        single: Seconds of a pass over one position, 0 before it is known.
+        drafting: Cost of making a draft.
+    """
 
     def __init__(self) -> None:
         """Know nothing."""
         self.single = 0.0
-        self.drafting = 0.0
-        self._singles = 0
-        self._sums = [0.0] * 5  # weight, widths, their squares, seconds, widths times seconds
+        self.drafting = 0.25
+        self._first: list[float] = []
+        self._sums = [0.0] * 5  # weight, widths, their squares, costs, widths times costs
 
     @property
     def known(self) -> bool:
         """Whether single passes were timed."""
-        return self._singles >= _PLAIN_FIRST
+        return self.single > 0
 
     def learn(self, width: int, seconds: float) -> None:
-        """Count a pass; other work of the machine makes it count as at most three times what was expected."""
-        if self.known:
-            seconds = min(seconds, _DISTURBED * self.of(width))
-        if width == 1:
-            self._singles += 1
-            self.single = (
-                seconds if self._singles == 1 else self.single + (seconds - self.single) / min(self._singles, 20)
-            )
+        """Count a pass; one of 0 seconds was not timed."""
+        if seconds == 0:
             return
-        added = (1.0, width, width * width, seconds, width * seconds)
-        self._sums = [0.98 * old + new for old, new in zip(self._sums, added, strict=True)]
+        if width == 1 and not self.known:
+            self._first.append(seconds)
+            self.single = min(self._first) if len(self._first) == _PLAIN_FIRST else 0.0
+        elif width == 1:
+            self.single *= 1 + _STEP if seconds > self.single else 1 - _STEP
+        elif self.known:
+            cost = min(seconds / self.single, _DISTURBED * self.of(width))
+            self._sums = [0.98 * old + new for old, new in zip(self._sums, _point(width, cost), strict=True)]
 
     def learn_drafting(self, seconds: float) -> None:
-        """Count the seconds of a draft; the first one is slower than those that follow."""
-        expected = self.drafting or self.single
-        self.drafting = expected + (min(seconds, _DISTURBED * expected) - expected) / 10
+        """Count a draft."""
+        if self.known:
+            self.drafting += (min(seconds / self.single, _DISTURBED * self.drafting) - self.drafting) / 10
 
     def of(self, width: int) -> float:
-        """Return the seconds that a pass is expected to take."""
+        """Return what a pass is expected to cost: 1 for one position, on a line through what was seen for more."""
         if width == 1:
-            return self.single
-        # Two passes of weight 1 that nobody made, of 2 and of LONGEST positions, hold the line until there are more.
-        believed = [(near, self.single * (1 + _SLOPE * (near - 1))) for near in (2, LONGEST)]
-        weight, widths, squares, times, products = self._sums
-        for near, seconds in believed:
-            weight, widths, squares = weight + 1, widths + near, squares + near * near
-            times, products = times + seconds, products + near * seconds
-        slope = (weight * products - widths * times) / (weight * squares - widths * widths)
-        return max(self.single, (times - slope * widths) / weight + max(0.0, slope) * width)
+            return 1.0
+        # Two passes that nobody made, of 2 and of LONGEST positions, hold the line until there are more.
+        believed = [_point(near, 1 + _SLOPE * (near - 1)) for near in (2, LONGEST)]
+        weight, widths, squares, costs, products = map(sum, zip(self._sums, *believed, strict=True))
+        slope = max(0.0, (weight * products - widths * costs) / (weight * squares - widths * widths))
+        return max(1.0, costs / weight + slope * (width - widths / weight))
+
+
+def _point(width: int, cost: float) -> tuple[float, float, float, float, float]:
+    return 1.0, width, width * width, cost, width * cost
 
 
 class Pace:
@@ -103,13 +115,13 @@ class Pace:
         """Begin with what is believed before anything was measured."""
         self.costs = Costs()
         self.acceptance = Acceptance()
-        self._lost = 0.0  # seconds that drafts cost more than they gave
+        self._lost = 0.0  # single passes that drafts cost more than they gave
         self._idle = 0  # passes since the last draft
 
     @property
     def open(self) -> bool:
         """Whether a draft may be made now."""
-        return self.costs.known and self._lost <= _CREDIT / 4 * self.costs.single
+        return self.costs.known and self._lost <= _DEBT
 
     def length(self, confidences: Sequence[float]) -> int:
         """Return how many tokens of a draft to read, 0 for none.
@@ -117,15 +129,14 @@ class Pace:
         Args:
             confidences: Of its tokens, 0 to 1, in order.
         """
-        single = self.costs.single
         best, length = 1.02, 0  # tokens in the time of a single pass; below that it is not worth the trouble
         expected, chance = 1.0, 1.0
         for count, confidence in enumerate(confidences[:LONGEST], start=1):
             chance *= self.acceptance.chance(confidence)
             expected += chance
-            if (gain := expected * single / self.costs.of(count + 1)) > best:
+            if (gain := expected / self.costs.of(count + 1)) > best:
                 best, length = gain, count
-        return length or int(self._idle >= _PROBE and len(confidences) > 0)
+        return length or (min(len(confidences), _PROBED) if self._idle >= _PROBE else 0)
 
     def learn(self, outcome: Pass, confidences: Sequence[float], *, looked: bool) -> None:
         """Count a pass.
@@ -140,12 +151,7 @@ class Pace:
         accepted = outcome.written - 1
         for place, confidence in enumerate(confidences[: accepted + 1]):
             self.acceptance.learn(confidence, right=place < accepted)
-        single, spent = self.costs.single, outcome.settling * self.costs.single
-        if outcome.width > 1:
-            spent += min(outcome.seconds, _DISTURBED * self.costs.of(outcome.width))
-        else:
-            spent += single
         if looked:
             self.costs.learn_drafting(outcome.drafting)
-            spent += min(outcome.drafting, _DISTURBED * self.costs.drafting)
-        self._lost = max(self._lost + spent - (1 + _SHARE) * outcome.written * single, -_CREDIT * single)
+        spent = self.costs.of(outcome.width) + outcome.settling + looked * self.costs.drafting
+        self._lost = max(self._lost + spent - (1 + _SHARE) * outcome.written, -_CREDIT)

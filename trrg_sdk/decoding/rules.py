@@ -42,6 +42,11 @@ class Rules:
             raise UsageError(f"no_repeat_ngram_size: expected at least 0, got {self.no_repeat_ngram_size}.")
 
     @property
+    def inert(self) -> bool:
+        """Whether :meth:`apply` does nothing."""
+        return self.repetition_penalty == 1.0 and self.no_repeat_ngram_size == 0
+
+    @property
     def stretch(self) -> float:
         """How much further apart the penalty can move two logits, at least 1."""
         return max(self.repetition_penalty, 1.0 / self.repetition_penalty)

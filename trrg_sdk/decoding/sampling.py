@@ -30,8 +30,8 @@ def sample(
         prompt_embeds: (S, Dl) floating, the whole prompt in order.
         token_embedding: (V, Dl) floating, one row per token.
         rules: Of the text.
-        temperature: Logits are divided by it; near 0 the likeliest text comes out.
-        draws: Where chance comes from; the same state gives the same text.
+        temperature: Logits are divided by it.
+        draws: Where chance comes from.
 
     Returns:
         The text; its log-probabilities are those at temperature 1.
@@ -49,10 +49,8 @@ def sample(
         best = likeliest(row)
         # Adding Gumbel noise and taking the largest draws from the softmax.
         token = int((row / np.float32(temperature) + draws.gumbel(size=len(row))).argmax())
-        if token == rules.eos or len(ids) == rules.max_new_tokens:
+        if token == rules.eos or len(ids) == rules.max_new_tokens or decoder.free == 0:
             return Generation(tuple(ids), tuple(logprobs), "eos" if token == rules.eos else "length", len(ids) + 1)
         ids.append(token)
         logprobs.append(best.logprob + float(row[token] - row[best.id]))
-        if decoder.free == 0:
-            return Generation(tuple(ids), tuple(logprobs), "length", len(ids))
         row = decoder.step(token_embedding[token : token + 1])
