@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,9 @@ from trrg_sdk.version import __version__
 if TYPE_CHECKING:
     from trrg_sdk.bundle import Bundle
     from trrg_sdk.outputs import Output
+    from trrg_sdk.reading import Reading
     from trrg_sdk.report import Report
+    from trrg_sdk.reporter import Reporter
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -128,9 +130,10 @@ def _report(args: argparse.Namespace) -> int:
 
     reporter = Reporter(args.bundle, device=args.device, threads=args.threads)
     forced, code = dict(args.force_clue), 0
-    for number, name in enumerate(args.input, start=1):
+    for number, (name, made) in enumerate(_made(reporter, args.input, forced), start=1):
         try:
-            made = reporter.read(name, clue_scores=forced)
+            if isinstance(made, InputError):
+                raise made
             made = deidentify(made, key) if key else made
             written = [(output, output.render(made)) for output in outputs]
         except InputError as error:
@@ -142,6 +145,17 @@ def _report(args: argparse.Namespace) -> int:
         else:
             _show(written, title=f"{name}:\n" if len(args.input) > 1 else "")
     return code
+
+
+def _made(
+    reporter: Reporter, names: Sequence[str], forced: Mapping[str, float]
+) -> Iterator[tuple[str, Reading | InputError]]:
+    """Make the reports, in order; several studies are worked on at once, a single one needs no other threads."""
+    many = reporter.report_many(names, clue_scores=forced, batch_size=1 if len(names) == 1 else None, readings=True)
+    for name, outcome in zip(names, many, strict=True):
+        made = outcome.reading or outcome.error
+        assert made is not None
+        yield name, made
 
 
 def _show(written: Sequence[tuple[Output, bytes]], *, title: str) -> None:

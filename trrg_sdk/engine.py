@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from trrg_sdk.backends import Backend, open_decoder, open_graphs
 from trrg_sdk.backends.base import Decoder
+from trrg_sdk.backends.batch import Batchable
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.clues import Calibration, Clue, ClueEncoder, EncodedClues, heat_maps
+from trrg_sdk.decoding.batch import BatchWriter, near_tie
 from trrg_sdk.decoding.beam import search
 from trrg_sdk.decoding.choice import NEAR_TIE, Token
 from trrg_sdk.decoding.drafts import StoreDrafter
@@ -71,6 +73,8 @@ class Engine:
         """
         self._manifest = bundle.manifest
         self._device = backend.device
+        self._target = backend.target
+        self._near_ties: dict[int, float] = {}  # slots → lead
         self._writing = threading.Lock()
         pool = ThreadPoolExecutor(4, thread_name_prefix="trrg-open")
         self._decoder = pool.submit(open_decoder, backend, bundle)
@@ -176,6 +180,25 @@ class Engine:
 
     def _drafting(self) -> Drafts | None:
         return self._drafts.result() if self._drafts else None
+
+    def batch(self, slots: int) -> BatchWriter | None:
+        """Open a writer of several reports together, with keys and values of its own; ``write`` can go on beside it.
+
+        Args:
+            slots: The most reports.
+
+        Returns:
+            The writer, or None with beams and where the decoder takes one report at a time.
+        """
+        decoder = self._decoder.result()
+        greedy = self._decoding.beams == 1
+        opened = decoder.batch(slots) if greedy and isinstance(decoder, Batchable) else None
+        if opened is None:
+            return None
+        if slots not in self._near_ties:
+            precision = self._manifest.graph("decoder", target=self._target).precision
+            self._near_ties[slots] = near_tie(opened, self._token_embedding, precision)
+        return BatchWriter(opened, self._token_embedding, self._rules(), near_tie=self._near_ties[slots])
 
     def text(self, ids: Sequence[int]) -> str:
         """Turn token ids into text."""

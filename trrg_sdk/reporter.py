@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import NamedTuple
 
+import numpy as np
+
 from trrg_sdk.backends import open_backend
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.clues import Clue, Float32, heat_peaks
+from trrg_sdk.decoding.batch import Finished
 from trrg_sdk.decoding.greedy import Generation
 from trrg_sdk.decoding.options import Decoding
 from trrg_sdk.dicom import Radiograph, Source, load, load_study
@@ -24,35 +27,20 @@ from trrg_sdk.engine import DEFAULT, Engine, Perception
 from trrg_sdk.errors import InputError
 from trrg_sdk.labeler import label_sentence
 from trrg_sdk.manifest import GRAPH_NAMES
+from trrg_sdk.many import Outcome, Work, outcomes
 from trrg_sdk.preprocess import Preprocess
+from trrg_sdk.processors import physical_cores
 from trrg_sdk.reading import Picture, Reading
 from trrg_sdk.report import GenerationInfo, HeatPeak, Omission, Provenance, Report, Sentence
 from trrg_sdk.sentences import Written, WrittenSentence, read_finished, read_tokens
+from trrg_sdk.stopwatch import Stopwatch
 from trrg_sdk.study import Selection, select
 from trrg_sdk.uncertainty import Uncertainty, compare_texts
 from trrg_sdk.verify import judge, omissions
 from trrg_sdk.version import __version__
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one input of ``report_many``: exactly one of ``report`` and ``error`` is there.
-
-    Attributes:
-        index: Place of the input, from 0.
-        source: The input as it was given. Not in the ``repr``: it may hold a patient's name.
-        report: The report, or None.
-        reading: The same with what filing it needs, or None; it holds patient data, and the whole image.
-        error: Why there is none, or None. Its traceback is cut off: it would keep the image in memory.
-    """
-
-    index: int
-    source: Source = field(repr=False)
-    report: Report | None = None
-    reading: Reading | None = field(default=None, repr=False)
-    error: InputError | None = None
+_BATCH_SIZE = 8
 
 
 class Reporter:
@@ -94,6 +82,7 @@ class Reporter:
             opened = backend.result()
         self.device = opened.device
         self._target = opened.target
+        self._threads = threads
         self._preprocess = Preprocess.from_manifest(self.bundle.preprocess)
         self._engine = Engine(self.bundle, opened, clues=clues, decoding=decoding)
         _LOG.info("bundle %s on device %s", self.bundle.manifest.bundle_id, self.device)
@@ -132,7 +121,7 @@ class Reporter:
             InputError, UsageError, BundleError, DeviceError: As for ``report``.
         """
         override = self._engine.clues.override(clue_scores)
-        watch = _Stopwatch()
+        watch = Stopwatch()
         with watch.step("total"):
             selection = _choose(source, watch)
             perception = self._perceive(selection.radiograph, override, watch)
@@ -164,7 +153,7 @@ class Reporter:
             TrrgError: As for :meth:`report`.
         """
         override = self._engine.clues.override(clue_scores)
-        watch = _Stopwatch()
+        watch = Stopwatch()
         with watch.step("total"):
             selection = _choose(source, watch)
             perception = self._perceive(selection.radiograph, override, watch)
@@ -196,7 +185,7 @@ class Reporter:
                     told += 1
         return told, None
 
-    def _verified(self, generation: Generation, perception: Perception, watch: _Stopwatch) -> _Verified:
+    def _verified(self, generation: Generation, perception: Perception, watch: Stopwatch) -> _Verified:
         with watch.step("verify"):
             written = read_tokens(
                 generation.ids, generation.logprobs, stopped=generation.stopped, decode=self._engine.text
@@ -206,7 +195,7 @@ class Reporter:
             missing = omissions((item.labels for item in sentences), perception.scores, peaks=peaks)
         return _Verified(generation, written, sentences, missing)
 
-    def _composed(self, selection: Selection, perception: Perception, verified: _Verified, watch: _Stopwatch) -> Report:
+    def _composed(self, selection: Selection, perception: Perception, verified: _Verified, watch: Stopwatch) -> Report:
         generation, written = verified.generation, verified.written
         return Report(
             text=written.text,
@@ -238,7 +227,7 @@ class Reporter:
         Raises:
             TrrgError: As for :meth:`report`; a value that makes no sense.
         """
-        watch = _Stopwatch()
+        watch = Stopwatch()
         with watch.step("total"):
             selection = _choose(source, watch)
             perception = self._perceive(selection.radiograph, self._engine.clues.override(None), watch)
@@ -251,25 +240,80 @@ class Reporter:
         agreement = compare_texts([item.labels for item in verified.sentences], texts)
         return self._composed(selection, perception, verified, watch), agreement
 
-    def report_many(self, sources: Iterable[Source]) -> Iterator[Outcome]:
-        """Write reports one after the other, in order; nothing is kept, so any number of studies fits.
+    def report_many(
+        self,
+        sources: Iterable[Source],
+        *,
+        clue_scores: Mapping[str, float] | None = None,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        readings: bool = False,
+    ) -> Iterator[Outcome]:
+        """Write reports of many studies, in order: the next ones are read while the texts are written together.
+
+        The reports are those of ``report``, log-probabilities to rounding; of the timings, steps of several studies
+        overlap, and ``total`` is the sum of a study's own. Reading, perceiving and verifying happen in threads, which
+        end with the iterator; writing happens in the caller's thread, as does the taking of sources. Any number of
+        studies fits: at most ``2 * (batch_size + workers)`` are on their way, which is how far sources are taken
+        ahead. Of those, ``workers`` at most are held as decoded images (all of them with ``readings``), the others as
+        given, with a prompt each; ``batch_size`` texts have keys and values (``2 * layers * kv_heads * max_length *
+        head_size`` numbers each).
+
+        Where the decoder takes one text at a time (beams, a GPU, a graph with a fixed batch axis) texts are written
+        one after the other, and the rest overlaps. No drafts are used in a batch: ONNX Runtime's CPU provider reads
+        several positions of one text only.
 
         Args:
-            sources: As for ``report``; taken one at a time.
+            sources: As for ``report``; may be endless. One that makes its caller wait holds back the answers before
+                it, so give what comes from time to time a ``batch_size`` of 1.
+            clue_scores: As for ``report``, for every study.
+            batch_size: Texts to write together; None takes 8. With 1 nothing is read ahead and no thread is started:
+                each outcome comes before the next source is taken.
+            workers: Threads that read and perceive; None takes the ``threads`` of this reporter.
+            readings: Whether outcomes hold what ``read`` gives, with patient data and the image.
 
         Yields:
-            An outcome for each. An input that cannot be reported is an outcome; every other error is raised.
-        """
-        for index, source in enumerate(sources):
-            try:
-                reading = self.read(source)
-                outcome = Outcome(index, source, report=reading.report, reading=reading)
-            except InputError as error:
-                error.__traceback__ = error.__cause__ = error.__context__ = None
-                outcome = Outcome(index, source, error=error)
-            yield outcome
+            An outcome for each, in order. An input that cannot be reported is an outcome.
 
-    def _perceive(self, image: Radiograph, override: Float32, watch: _Stopwatch) -> Perception:
+        Raises:
+            UsageError: ``batch_size`` or ``workers`` is below 1, or a clue score makes no sense.
+            Exception: Every other error, and those of ``sources``, in its place: after the outcomes before it.
+        """
+        override = self._engine.clues.override(clue_scores)
+        look = partial(self._look, override=override, keep=readings)
+        work: Work[_Seen] = Work(look, self._finish, self._engine.batch)
+        threads = (self._threads or physical_cores()) if workers is None else workers
+        return outcomes(sources, work, batch_size=_BATCH_SIZE if batch_size is None else batch_size, workers=threads)
+
+    def _look(self, source: Source, *, override: Float32, keep: bool) -> _Seen | InputError:
+        """Read and perceive a source; the pixels are gone afterwards unless they are to be kept."""
+        watch = Stopwatch()
+        try:
+            selection = _choose(source, watch)
+        except InputError as error:
+            return _bare(error)
+        perception = self._perceive(selection.radiograph, override, watch)
+        picture = self._picture(selection.radiograph, perception) if keep else None
+        blank = replace(selection.radiograph, pixels=np.empty((0, 0), np.float32))
+        return _Seen(selection._replace(radiograph=blank), perception, watch, picture)
+
+    def _finish(self, seen: _Seen, written: Finished | None) -> Reading | InputError:
+        """Make the report; where there is no text yet, write it alone."""
+        if written is None or written.generation is None:
+            with seen.watch.step("decode"):
+                generation = self._engine.write(seen.prompt, scores=seen.perception.scores)
+        else:
+            generation = written.generation
+            seen.watch.timings_ms["decode"] = round(written.seconds * 1e3, 3)
+        try:
+            verified = self._verified(generation, seen.perception, seen.watch)
+        except InputError as error:
+            return _bare(error)
+        seen.watch.timings_ms["total"] = round(sum(seen.watch.timings_ms.values()), 3)
+        report = self._composed(seen.selection, seen.perception, verified, seen.watch)
+        return Reading(report, seen.selection.radiograph.context, seen.picture, datetime.now().astimezone())
+
+    def _perceive(self, image: Radiograph, override: Float32, watch: Stopwatch) -> Perception:
         with watch.step("preprocess"):
             pixels = self._preprocess.apply(image.pixels, spacing_mm=image.pixel_size)
         with watch.step("open"):  # 0 but for the first report
@@ -303,25 +347,24 @@ class Reporter:
         return ", ".join(f"{name} {precision}" for name, precision in found.items())
 
 
+class _Seen(NamedTuple):
+    """A study that was read and perceived; its radiograph has no pixels any more."""
+
+    selection: Selection
+    perception: Perception
+    watch: Stopwatch
+    picture: Picture | None
+
+    @property
+    def prompt(self) -> Float32:
+        return self.perception.prompt
+
+
 class _Verified(NamedTuple):
     generation: Generation
     written: Written
     sentences: tuple[Sentence, ...]
     omissions: tuple[Omission, ...]
-
-
-class _Stopwatch:
-    """Wall-clock milliseconds of each step."""
-
-    def __init__(self) -> None:
-        self.timings_ms: dict[str, float] = {}
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Measure what runs inside."""
-        start = time.perf_counter()
-        yield
-        self.timings_ms[name] = round((time.perf_counter() - start) * 1e3, 3)
 
 
 def _open_bundle(bundle: Bundle | str | os.PathLike[str] | None) -> Bundle:
@@ -330,7 +373,7 @@ def _open_bundle(bundle: Bundle | str | os.PathLike[str] | None) -> Bundle:
     return Bundle.embedded() if bundle is None else Bundle.load(bundle)
 
 
-def _choose(source: Source, watch: _Stopwatch) -> Selection:
+def _choose(source: Source, watch: Stopwatch) -> Selection:
     with watch.step("load"):
         if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
             candidates = load_study(source)
@@ -344,3 +387,9 @@ def _judged(item: WrittenSentence, perception: Perception, peaks: Mapping[str, H
     labels = label_sentence(item.text)
     judgement = judge(labels, perception.scores, peaks=peaks)
     return Sentence(item.text, item.section, labels, judgement.verdict, judgement.evidence, item.logprob)
+
+
+def _bare(error: InputError) -> InputError:
+    """Cut off what would keep the image in memory."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error

@@ -27,6 +27,7 @@ from trrg_sdk.backends.checks import check_inputs
 from trrg_sdk.backends.ort_decoder import OrtDecoder
 from trrg_sdk.errors import BundleError, DeviceError, UsageError
 from trrg_sdk.manifest import DecoderSpec, GraphSpec, Manifest, TensorSpec
+from trrg_sdk.processors import physical_cores
 
 NAME = "openvino"
 TARGET = "openvino-cpu"
@@ -66,7 +67,7 @@ def open_backend(*, device: str = "auto", threads: int | None = None) -> OpenVin
         raise UsageError(f"device: expected auto or openvino, got {device!r}.")
     if reason := unavailable_reason():
         raise DeviceError(f"device openvino: {reason}")
-    return OpenVinoBackend(threads or onnxruntime.physical_cores())
+    return OpenVinoBackend(threads or physical_cores())
 
 
 class OpenVinoBackend:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from trrg_sdk.backends.base import check_kept
 from trrg_sdk.backends.checks import check_decoder, check_embeds
+from trrg_sdk.backends.ort_batch import OrtBatch
 from trrg_sdk.backends.ort_session import tensor_specs, translated
 from trrg_sdk.errors import UsageError
 from trrg_sdk.manifest import DecoderSpec
@@ -38,6 +39,7 @@ class OrtDecoder:
             BundleError: The graph is no decoder of these sizes.
         """
         self._session = session
+        self._device = device
         self._label = label
         self._spec = spec
         self.inputs = tensor_specs(session.get_inputs())
@@ -154,6 +156,19 @@ class OrtDecoder:
             self._session.run_with_iobinding(self._binding)
         self._length = total
         return np.asarray(self._logits[0, : self._bound], np.float32)
+
+    def batch(self, slots: int) -> OrtBatch | None:
+        """Open a decoder of several sequences on the same session; see :class:`trrg_sdk.backends.batch.Batchable`.
+
+        Args:
+            slots: The most sequences.
+
+        Returns:
+            It, or None on a GPU and where the graph's batch axis is fixed.
+        """
+        if self._device != "cpu" or any(isinstance(tensor.axes[0], int) for tensor in (*self.inputs, *self.outputs)):
+            return None
+        return OrtBatch(self._session, self._label, self._spec, slots)
 
     def _bind_logits(self, rows: int) -> None:
         """Give the graph memory for (1, rows, V) logits: used again, but for the many rows of a prompt."""

@@ -157,7 +157,7 @@ class Batch:
         """Report one image of each study; what comes back are studies whose next image has to be tried."""
         sent: deque[Prepared] = deque()
         again: deque[Task] = deque()
-        for outcome in self._reporter.report_many(self._images(tasks, run, sent)):
+        for outcome in self._reporter.report_many(self._images(tasks, run, sent), readings=True):
             prepared = sent.popleft()
             if isinstance(outcome.error, RefusedError):
                 again.append(prepared.retry(outcome.error))
