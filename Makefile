@@ -46,5 +46,5 @@ clean:
 $(TEST_VENV)/.installed: pyproject.toml constraints.txt
 	rm -rf $(TEST_VENV)
 	$(PYTHON) -m venv $(TEST_VENV)
-	$(TEST_VENV)/bin/python $(PIP_INSTALL) -e ".[cpu,openvino,tensorrt,site,train,export,dev]"
+	$(TEST_VENV)/bin/python $(PIP_INSTALL) -e ".[cpu,openvino,tensorrt,sr,fhir,hl7,site,train,export,dev]"
 	touch $@

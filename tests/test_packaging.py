@@ -35,6 +35,7 @@ IMPORT_NAMES = {
 }
 USED_THROUGH = {
     "accelerate": "transformers.Trainer",
+    "fhir.resources": "importlib, by the release of FHIR",
     "tensorboard": "torch.utils.tensorboard",
     "tensorrt-rtx": "importlib, by the name of the library",
     "onnxscript": "torch.onnx.export",
@@ -133,6 +134,7 @@ def test_wheel_holds_the_bundle_and_the_licence(wheel: Path) -> None:
     assert not missing
     assert any(re.fullmatch(r"trrg_sdk-[^/]+\.dist-info/licenses/LICENSE", name) for name in names)
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
+    assert "trrg_sdk/outputs/report.schema.json" in names
 
 
 def test_wheel_holds_nothing_else(wheel: Path) -> None:

@@ -7,7 +7,9 @@ is kept here, apart, and shows itself to nobody: the ``repr`` is empty of values
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from trrg_sdk import dicom_tags as tags
@@ -22,7 +24,7 @@ _IDENTITY = ("PatientName", "PatientID", "IssuerOfPatientID")
 _FORMS = {
     "PatientBirthDate": re.compile(r"\d{8}"),
     "StudyDate": re.compile(r"\d{8}"),
-    "StudyTime": re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?"),
+    "StudyTime": re.compile(r"([01]\d|2[0-3])([0-5]\d(([0-5]\d|60)(\.\d{1,6})?)?)?"),
     "PatientSex": re.compile(r"[MFO]"),
     "TimezoneOffsetFromUTC": re.compile(r"[+-]\d{4}"),
     "BurnedInAnnotation": re.compile(r"YES|NO"),
@@ -55,7 +57,7 @@ class StudyContext:
         sop_class_uid: (0008,0016) of the reported image.
         sop_instance_uid: (0008,0018) of the reported image.
         burned_in_annotation: (0028,0301): YES, NO or "".
-        unreadable: Keywords of identifying elements whose bytes do not fit the file's character set.
+        unreadable: Keywords of identifying elements that do not fit the file's character set or their type.
         notes: What was left out and why, one sentence each, without values.
         deidentified: True after ``trrg_sdk.outputs.deidentify``.
     """
@@ -119,7 +121,7 @@ def read_context(dataset: Dataset) -> StudyContext:
         sop_class_uid=tags.uid(dataset, "SOPClassUID"),
         sop_instance_uid=tags.uid(dataset, "SOPInstanceUID"),
         burned_in_annotation=form["BurnedInAnnotation"],
-        unreadable=tuple(name for name, value in identity.items() if UNDECODABLE in value),
+        unreadable=tuple(keyword for keyword, value in identity.items() if not _identifies(value)),
         notes=tuple(notes),
     )
 
@@ -137,10 +139,28 @@ def _text(dataset: Dataset, keyword: str) -> str:
 def _formed(dataset: Dataset, keyword: str, notes: list[str]) -> str:
     """The value when its VR allows it, else "" and a note."""
     value = _text(dataset, keyword)
-    if not value or (UNDECODABLE not in value and value.isprintable() and _FORMS[keyword].fullmatch(value)):
+    fits = _is_text(value) and _FORMS[keyword].fullmatch(value)
+    if not value or (fits and (not keyword.endswith("Date") or _is_day(value))):
         return value
     notes.append(f"{tags.label(keyword)} holds a value that its type does not allow; it was left out")
     return ""
+
+
+def _identifies(value: str) -> bool:
+    r"""Whether this is one name or identifier of PS3.5 6.2: at most 64 characters (a name: in each group), no ``\``."""
+    return _is_text(value) and "\\" not in value and all(len(group) <= 64 for group in value.split("="))
+
+
+def _is_text(value: str) -> bool:
+    """Whether everything was decoded and nothing controls; a wide space (U+3000) is a letter of Japanese names."""
+    return UNDECODABLE not in value and not any(unicodedata.category(sign) in ("Cc", "Cs") for sign in value)
+
+
+def _is_day(value: str) -> bool:
+    try:
+        return bool(datetime.strptime(value, "%Y%m%d"))
+    except ValueError:
+        return False
 
 
 def _is_undeclared(dataset: Dataset, names: tuple[str, ...]) -> bool:

@@ -25,6 +25,7 @@ _MONTHS = {"Y": 12.0, "M": 1.0, "W": 12 / 52.1775, "D": 12 / 365.2425}  # PS3.5 
 _MAX_VALUE = 256 << 10  # bytes; a lookup table of 65,536 entries has half of it
 _MAX_SEQUENCE = 1 << 20
 _UID = re.compile(r"[0-9.]{1,64}")  # PS3.5 6.2, VR UI
+_LOGGERS = tuple(map(logging.getLogger, ("pydicom", "highdicom")))
 
 
 class _Silence:
@@ -34,17 +35,19 @@ class _Silence:
         self._lock = threading.Lock()
         self._inside = 0
         self._filters = warnings.catch_warnings()
-        self._disabled = False
+        self._before: list[tuple[bool, int]] = []
 
     def enter(self) -> None:
-        """Keep pydicom's warnings off the screen, out of the logs and from becoming errors."""
-        logger = logging.getLogger("pydicom")
+        """Keep the libraries' warnings off the screen, out of the logs and from becoming errors."""
         with self._lock:
             if self._inside == 0:
                 self._filters = warnings.catch_warnings()
                 self._filters.__enter__()
                 warnings.simplefilter("ignore")
-                self._disabled, logger.disabled = logger.disabled, True
+                self._before = [(logger.disabled, logger.level) for logger in _LOGGERS]
+                for logger in _LOGGERS:
+                    logger.disabled = True
+                    logger.setLevel(logging.CRITICAL + 1)  # holds for the loggers below it too
             self._inside += 1
 
     def leave(self) -> None:
@@ -53,7 +56,9 @@ class _Silence:
             self._inside -= 1
             if self._inside == 0:
                 self._filters.__exit__(None, None, None)
-                logging.getLogger("pydicom").disabled = self._disabled
+                for logger, (disabled, level) in zip(_LOGGERS, self._before, strict=True):
+                    logger.disabled = disabled
+                    logger.setLevel(level)
 
 
 _SILENCE = _Silence()
@@ -61,7 +66,7 @@ _SILENCE = _Silence()
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """While inside, pydicom neither warns nor logs: both would show element values."""
+    """While inside, pydicom and highdicom neither warn nor log: both would show element values."""
     _SILENCE.enter()
     try:
         yield

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-from trrg_sdk.errors import BundleError, DeviceError
+from trrg_sdk.errors import BundleError, DeviceError, UsageError
 from trrg_sdk.version import __version__
 
 _PACKAGES = (
@@ -46,7 +46,7 @@ def examine() -> list[tuple[str, str]]:
     Returns:
         What was looked at and what was found; what is missing is found too, and no error.
     """
-    return [*_machine(), *_packages(), *_codecs(), *_backends(), *_devices(), _embedded()]
+    return [*_machine(), *_packages(), *_codecs(), *_backends(), *_devices(), *_outputs(), _embedded()]
 
 
 def _machine() -> Iterator[tuple[str, str]]:
@@ -89,6 +89,16 @@ def _devices() -> Iterator[tuple[str, str]]:
             yield f"device {device}", f"ok ({open_backend(device=device).name})"
         except DeviceError as error:
             yield f"device {device}", str(error)
+
+
+def _outputs() -> Iterator[tuple[str, str]]:
+    from trrg_sdk.outputs import FORMATS, open_output
+
+    for name in FORMATS:
+        try:
+            yield f"output {open_output(name).NAME}", "ok"
+        except UsageError as error:
+            yield f"output {name}", str(error)
 
 
 def _embedded() -> tuple[str, str]:

@@ -15,6 +15,7 @@ NAMES: dict[str, tuple[Any, str]] = {
     "korean": (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
     "gb18030": ("GB18030", "Wang^XiaoDong=王^小东="),
     "gbk": ("GBK", "Wang^XiaoDong=王^小东="),
+    "wide space": ("ISO_IR 192", "Yamada Tarou=山田\u3000太郎=やまだ\u3000たろう"),
     "utf-8": ("ISO_IR 192", "Wang^XiaoDong=王^小東="),
     "hebrew": ("ISO_IR 138", "שרון^דבורה"),
     "arabic": ("ISO_IR 127", "قباني^لنزار"),

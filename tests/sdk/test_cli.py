@@ -178,7 +178,15 @@ def test_inspect_shows_what_matters(capfd: pytest.CaptureFixture[str]) -> None:
 def test_doctor_is_a_table(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     text = capfd.readouterr().out
-    for row in ("python", "numpy", "codec JPEG2000 ", "backend onnxruntime", "device cpu", "embedded bundle"):
+    for row in (
+        "python",
+        "numpy",
+        "codec JPEG2000 ",
+        "backend onnxruntime",
+        "device cpu",
+        "output sr-3d",
+        "embedded bundle",
+    ):
         assert re.search(rf"^{row} *\S", text, re.MULTILINE), row
 
 

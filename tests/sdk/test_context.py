@@ -61,6 +61,15 @@ def test_a_name_that_does_not_fit_its_character_set_is_not_repaired() -> None:
     assert image.context.unreadable == ("PatientName",)
 
 
+@pytest.mark.parametrize("value", ["x" * 65, "a\\b", "a\rb"])
+def test_an_identifier_that_its_type_does_not_allow_is_not_repaired(value: str) -> None:
+    with quiet():
+        content = to_bytes(chest_dataset(PatientID=value))
+    context = load(content).context
+    assert context is not None
+    assert context.unreadable == ("PatientID",)
+
+
 @pytest.mark.parametrize("charset", ["", "ISO_IR 999"])
 def test_an_undeclared_name_is_latin_1_and_the_report_says_so(charset: str) -> None:
     image = with_raw_name(b"M\xfcller^Karl", charset=charset)
@@ -74,7 +83,9 @@ def test_an_undeclared_name_is_latin_1_and_the_report_says_so(charset: str) -> N
     ("keyword", "value", "attribute"),
     [
         ("PatientBirthDate", "N/A     ", "patient_birth_date"),
+        ("PatientBirthDate", "19991399", "patient_birth_date"),
         ("StudyTime", "noon", "study_time"),
+        ("StudyTime", "250000", "study_time"),
         ("PatientSex", "MALE", "patient_sex"),
         ("AccessionNumber", "A" * 17, "accession_number"),
     ],

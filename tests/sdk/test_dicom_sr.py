@@ -22,6 +22,7 @@ from trrg_sdk.context import StudyContext
 from trrg_sdk.dicom import load
 from trrg_sdk.errors import InputError
 from trrg_sdk.outputs import open_output
+from trrg_sdk.outputs.coding import clue_coding
 from trrg_sdk.outputs.deidentify import deidentify
 from trrg_sdk.reading import Reading
 from trrg_sdk.report import ClueScores
@@ -177,15 +178,32 @@ def test_highdicom_reads_the_report_back() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         document = highdicom.sr.EnhancedSR.from_dataset(parsed(written("sr")))
-        found = document.content.find(highdicom.sr.CodedConcept("121071", "DCM", "Finding"))
-    assert found or document.content
-    sentences = [
-        item.value
-        for section in document.content[0].ContentSequence
-        if section.ValueType == "CONTAINER" and section.name.meaning in ("Findings", "Impressions")
-        for item in section.ContentSequence
+    (root,) = document.content
+    read = []
+    for section in root.ContentSequence:
+        if section.value_type.value == "CONTAINER" and section.name.meaning in ("Findings", "Impressions"):
+            for item in section.ContentSequence:
+                verdict = next(child.value.value for child in item.ContentSequence if child.name.value == "VERDICT")
+                numbers = [
+                    (n.name.meaning, float(n.value)) for n in item.ContentSequence if n.value_type.value == "NUM"
+                ]
+                read.append((section.name.meaning.lower().rstrip("s"), item.value, verdict.lower(), numbers))
+    assert read == [
+        (
+            sentence.section.rstrip("s"),
+            sentence.text,
+            sentence.verdict,
+            [(clue_coding(evidence.clue).meaning, evidence.probability) for evidence in sentence.evidence],
+        )
+        for sentence in full_report().sentences
     ]
-    assert sentences == [sentence.text for sentence in full_report().sentences]
+
+
+def test_dciodvfy_would_find_an_error(tmp_path: Path) -> None:
+    document = parsed(written("sr"))
+    document.PreliminaryFlag = "PERHAPS"
+    del document.CompletionFlag
+    assert len(dciodvfy_errors(to_bytes(document), tmp_path)) >= 2
 
 
 def test_highdicom_reads_the_clues_back() -> None:

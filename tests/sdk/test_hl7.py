@@ -76,7 +76,7 @@ def test_sentences_and_clues_are_results() -> None:
 def test_names_of_every_script_survive(script: str) -> None:
     name = NAMES[script][1]
     pid = parsed(full_reading(patient_name=name)).segment("PID")
-    back = ["^".join(str(part) for part in repetition[:2]) for repetition in pid[5]]
+    back = ["^".join(str(part) for part in repetition[:2]).rstrip("^") for repetition in pid[5]]
     assert back == [group for group in name.split("=") if group]
 
 
@@ -99,6 +99,18 @@ def test_the_same_reading_is_the_same_message() -> None:
     assert written() == written()
     later = written(dataclasses.replace(full_reading(), made_at=MADE_AT.replace(hour=9)))
     assert later.replace("20260304090607", "20260304050607") == written()
+
+
+def test_the_fraction_of_a_second_is_cut_to_what_hl7_has() -> None:
+    reading = full_reading(study_time="165447.788280", timezone_offset="+0100")
+    assert str(parsed(reading).segment("OBR")[7]) == "19990807165447.7882+0100"
+
+
+def test_a_value_that_hl7_refuses_is_not_shown() -> None:
+    with pytest.raises(InputError) as caught:
+        written(full_reading(patient_birth_date="19991399"))
+    assert caught.value.code == "not_hl7"
+    assert "19991399" not in str(caught.value)
 
 
 def test_a_sparse_study_is_written() -> None:

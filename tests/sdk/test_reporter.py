@@ -339,3 +339,32 @@ def test_values_that_are_no_numbers_are_never_reported(
     monkeypatch.setattr(fake.FakeGraph, "_fusion", spoiled)
     with pytest.raises(DeviceError, match="no numbers"):
         make().report(chest_bytes())
+
+
+def test_a_reading_holds_what_filing_needs(make: Callable[..., Reporter]) -> None:
+    reporter = make()
+    reading = reporter.read(chest_bytes(uid="2.25.42"), clue_scores={"Edema": 0.9})
+    assert reading.report.text == EFFUSION
+    assert reading.report.clues["Edema"].forced
+    assert reading.context is not None
+    assert (reading.context.patient_id, reading.context.sop_instance_uid) == (MARK, "2.25.42")
+    assert reading.picture is not None
+    assert reading.picture.pixels.shape == chest_pixels().shape
+    for evidence in (item for sentence in reading.report.sentences for item in sentence.evidence):
+        if evidence.heat_peak is not None:
+            heat = reading.picture.heat[evidence.clue]
+            assert heat[evidence.heat_peak.row, evidence.heat_peak.column] == heat.max()
+    assert MARK not in repr(reading)
+    assert "2.25.42" not in repr(reading)
+
+
+def test_a_patch_is_found_in_an_image_that_is_not_square(make: Callable[..., Reporter]) -> None:
+    picture = make().read(chest_bytes()).picture
+    assert picture is not None
+    height, width = picture.pixels.shape
+    assert height > width  # so the square has bands on both sides
+    whole = picture.patch(0, 0, rows=1, columns=1)
+    assert whole == (0.0, 0.0, height, width)
+    top, left, bottom, right = picture.patch(1, 1, rows=2, columns=2)
+    assert (top, bottom, right) == (height / 2, height, width)
+    assert left == pytest.approx(width / 2, abs=1)

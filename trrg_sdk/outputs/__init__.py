@@ -16,6 +16,7 @@ from trrg_sdk.reading import Reading
 _MODULES = {
     "text": "text",
     "json": "json",
+    "html": "html",
     "sr": "dicom_sr",
     "sr-basic": "dicom_sr_basic",
     "sr-3d": "dicom_sr_3d",

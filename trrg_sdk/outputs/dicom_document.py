@@ -7,13 +7,9 @@ the time of the reading: the one thing in which two results of the same study an
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
 
-from trrg_sdk import dicom_tags as tags
 from trrg_sdk.context import StudyContext
 from trrg_sdk.outputs import coding
 from trrg_sdk.outputs.deidentify import METHODS
@@ -40,14 +36,6 @@ class Kind(NamedTuple):
     modality: str
     series_number: int
     series_description: str
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """While inside, neither pydicom nor highdicom talks: their messages would show element values."""
-    with tags.quiet():
-        logging.getLogger("highdicom").setLevel(logging.CRITICAL)
-        yield
 
 
 def image_reference(context: StudyContext) -> Dataset:
@@ -160,6 +148,7 @@ def _private_scheme() -> Dataset:
 
 
 def _deidentified(dataset: Dataset) -> None:
+    del dataset.SeriesDescription  # ours says nothing of the patient, but the profile removes any
     dataset.PatientIdentityRemoved = "YES"
     dataset.DeidentificationMethod = [meaning for _, meaning in METHODS]
     dataset.DeidentificationMethodCodeSequence = [

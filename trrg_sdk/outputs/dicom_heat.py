@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from trrg_sdk.dicom_tags import quiet
 from trrg_sdk.errors import InputError
 from trrg_sdk.outputs import coding
 from trrg_sdk.outputs.coding import Coding
-from trrg_sdk.outputs.dicom_document import Kind, coded, head, quiet, to_bytes
+from trrg_sdk.outputs.dicom_document import Kind, coded, head, to_bytes
 from trrg_sdk.outputs.identity import require_context
 from trrg_sdk.outputs.overlay import captioned, grey, overlaid
 from trrg_sdk.outputs.text import printable
@@ -85,7 +86,10 @@ def _describe(dataset: Dataset, reading: Reading, shown: list[ClueScore]) -> Non
     dataset.BodyPartExamined = "CHEST"  # the gate reports nothing else; it is unpaired, so there is no Laterality
     dataset.BurnedInAnnotation = "NO" if context.burned_in_annotation == "NO" else "YES"
     frames = "; ".join(f"{number}: {clue.name} {clue.probability:.2f}" for number, clue in enumerate(shown, start=1))
-    dataset.DerivationDescription = printable(f"probability of each clue per patch, over the image. {frames}")[:1024]
+    if not context.deidentified:  # the profile removes any
+        dataset.DerivationDescription = printable(f"probability of each clue per patch, over the image. {frames}")[
+            :1024
+        ]
     dataset.DerivationCodeSequence = [coded(coding.HEAT_MAP)]
 
 

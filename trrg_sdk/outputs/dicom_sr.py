@@ -20,9 +20,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from trrg_sdk.context import StudyContext
+from trrg_sdk.dicom_tags import quiet
 from trrg_sdk.outputs import coding, missing_package
 from trrg_sdk.outputs.coding import Coding
-from trrg_sdk.outputs.dicom_document import Kind, head, image_reference, quiet, to_bytes
+from trrg_sdk.outputs.dicom_document import Kind, head, image_reference, to_bytes
 from trrg_sdk.outputs.identity import MANUFACTURER, device_name, device_uuid, require_context, to_uid
 from trrg_sdk.outputs.text import BANNER, printable
 from trrg_sdk.reading import Picture, Reading
@@ -49,10 +50,9 @@ def render(reading: Reading) -> bytes:
     with quiet():
         from highdicom.sr import EnhancedSR
 
-        document = EnhancedSR(
-            evidence=[evidence_of(context)], content=_content(reading, context), **series_of(_KIND, reading)
-        )
-        return finished(document, head(reading, _KIND))
+        placed = head(reading, _KIND)
+        document = EnhancedSR([evidence_of(context)], _content(reading, context), **series_of(placed))
+        return finished(document, placed)
 
 
 def unavailable_reason() -> str | None:
@@ -86,15 +86,14 @@ def evidence_of(context: StudyContext) -> Dataset:
     return image
 
 
-def series_of(kind: Kind, reading: Reading) -> dict[str, Any]:
-    """The arguments that place a highdicom object; ``head`` says the rest."""
-    placed = head(reading, kind)
+def series_of(placed: Dataset) -> dict[str, Any]:
+    """The arguments of highdicom that place a document where ``head`` says."""
     return {
         "series_instance_uid": str(placed.SeriesInstanceUID),
-        "series_number": kind.series_number,
+        "series_number": int(placed.SeriesNumber),
         "sop_instance_uid": str(placed.SOPInstanceUID),
-        "instance_number": 1,
-        "manufacturer": MANUFACTURER,
+        "instance_number": int(placed.InstanceNumber),
+        "manufacturer": str(placed.Manufacturer),
     }
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trrg_sdk.context import StudyContext
+from trrg_sdk.dicom_tags import quiet
 from trrg_sdk.outputs import coding, dicom_sr, missing_package
 from trrg_sdk.outputs.coding import clue_coding, presence
-from trrg_sdk.outputs.dicom_document import Kind, head, quiet
+from trrg_sdk.outputs.dicom_document import Kind, head
 from trrg_sdk.outputs.dicom_sr import code
 from trrg_sdk.outputs.identity import MANUFACTURER, require_context, result_uid
 from trrg_sdk.reading import Reading
@@ -20,7 +21,6 @@ from trrg_sdk.report import ClueScore
 
 if TYPE_CHECKING:
     from highdicom.sr import AlgorithmIdentification, MeasurementReport, MeasurementsAndQualitativeEvaluations
-    from pydicom.dataset import Dataset
 
 NAME = "sr-3d"
 EXTENSION = ".sr-3d.dcm"
@@ -38,10 +38,9 @@ def render(reading: Reading) -> bytes:
     with quiet():
         from highdicom.sr import Comprehensive3DSR
 
-        evidence = dicom_sr.evidence_of(context)
-        content = _measurements(reading, context, evidence)[0]
-        document = Comprehensive3DSR(evidence=[evidence], content=content, **dicom_sr.series_of(_KIND, reading))
-        return dicom_sr.finished(document, head(reading, _KIND))
+        placed, evidence = head(reading, _KIND), dicom_sr.evidence_of(context)
+        document = Comprehensive3DSR([evidence], _measurements(reading, context)[0], **dicom_sr.series_of(placed))
+        return dicom_sr.finished(document, placed)
 
 
 def unavailable_reason() -> str | None:
@@ -49,7 +48,7 @@ def unavailable_reason() -> str | None:
     return missing_package("highdicom", extra="sr", output=NAME)
 
 
-def _measurements(reading: Reading, context: StudyContext, evidence: Dataset) -> MeasurementReport:
+def _measurements(reading: Reading, context: StudyContext) -> MeasurementReport:
     from highdicom.sr import CodedConcept, LanguageOfContentItemAndDescendants, MeasurementReport
 
     groups = [_group(clue, reading, context) for clue in reading.report.clues]

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trrg_sdk.context import StudyContext
+from trrg_sdk.dicom_tags import quiet
 from trrg_sdk.outputs import coding, dicom_sr, missing_package
 from trrg_sdk.outputs.coding import Coding
-from trrg_sdk.outputs.dicom_document import Kind, head, quiet
+from trrg_sdk.outputs.dicom_document import Kind, head
 from trrg_sdk.outputs.identity import require_context
 from trrg_sdk.outputs.text import describe_clue, printable
 from trrg_sdk.reading import Reading
@@ -37,12 +38,9 @@ def render(reading: Reading) -> bytes:
 
         # highdicom has no class for Basic Text SR. Both have the same modules (PS3.3 A.35.1, A.35.2), and the content
         # here keeps to the value types and relationships of the smaller one.
-        document = EnhancedSR(
-            evidence=[dicom_sr.evidence_of(context)],
-            content=_content(reading, context),
-            **dicom_sr.series_of(_KIND, reading),
-        )
-        return dicom_sr.finished(document, head(reading, _KIND))
+        placed, evidence = head(reading, _KIND), dicom_sr.evidence_of(context)
+        document = EnhancedSR([evidence], _content(reading, context), **dicom_sr.series_of(placed))
+        return dicom_sr.finished(document, placed)
 
 
 def unavailable_reason() -> str | None:

@@ -129,7 +129,7 @@ def _device(reading: Reading, release: Release) -> dict[str, Any]:
 
 
 def _observation(clue: ClueScore, reading: Reading, context: StudyContext, device: UUID) -> dict[str, Any]:
-    components = [
+    components: list[dict[str, Any]] = [
         {"code": _concept(coding.PROBABILITY), "valueQuantity": _quantity(clue.probability)},
         {"code": _concept(coding.THRESHOLD), "valueQuantity": _quantity(clue.threshold)},
     ]

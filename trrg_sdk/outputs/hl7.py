@@ -76,7 +76,7 @@ def render(reading: Reading) -> bytes:
             _observe(order, result, number, reading)
         message.validate()
         return str(message.to_er7()).encode()
-    except HL7apyException as error:
+    except (HL7apyException, ValueError) as error:  # it checks dates with bare ValueErrors that hold them
         raise InputError(
             f"the report does not make a valid HL7 message ({type(error).__name__}); take another format",
             code="not_hl7",
@@ -207,9 +207,12 @@ def _fill(segment: Any, fields: dict[int, str]) -> None:
 
 
 def _study_time(context: StudyContext) -> str:
+    """HL7 DTM; it has four digits of a second's fraction, DICOM six."""
     if not context.study_date:
         return ""
-    return context.study_date + context.study_time + (context.timezone_offset if context.study_time else "")
+    clock, _, fraction = context.study_time.partition(".")
+    fraction = f".{fraction[:4]}" if fraction else ""
+    return context.study_date + clock + fraction + (context.timezone_offset if clock else "")
 
 
 def _coded(code: Coding) -> str:

@@ -95,7 +95,7 @@ def require_context(reading: Reading, output: str) -> StudyContext:
 
     Raises:
         InputError: It was no DICOM file (``no_dicom_context``), a UID is missing (``missing_tag``), or the patient's
-            name or identifier cannot be decoded (``bad_value``).
+            name or identifier is damaged (``bad_value``).
     """
     context = reading.context
     if context is None:
@@ -113,8 +113,8 @@ def require_context(reading: Reading, output: str) -> StudyContext:
         )
     if context.unreadable:
         raise InputError(
-            f"output {output}: {', '.join(context.unreadable)} does not fit the file's Specific Character Set, and "
-            "nothing is filed under a damaged name; correct the character set at the modality",
+            f"output {output}: {', '.join(context.unreadable)} does not fit its type or the character set, and "
+            "nothing is filed under a damaged name; correct it at the modality",
             code="bad_value",
         )
     return context

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 from collections.abc import Iterable
 from itertools import groupby
 
@@ -31,7 +32,7 @@ def render(reading: Reading) -> bytes:
         _block("PERCEIVED, BUT NOT SAID", map(describe_clue, report.omissions)),
         _clue_table(report),
         _block("NOTES", (*report.notes, *map(_gate_reason, report.gate.reasons))),
-        _provenance(report),
+        provenance_line(report),
     ]
     return ("\n\n".join(block for block in blocks if block) + "\n").encode()
 
@@ -41,8 +42,27 @@ def unavailable_reason() -> None:
 
 
 def printable(text: str) -> str:
-    """The text without control characters: a byte-level vocabulary can spell them, and a terminal would obey."""
-    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    """The text without control characters: a byte-level vocabulary can spell them, and a terminal would obey.
+
+    Spaces of other scripts, such as the wide one of Japanese names, stay.
+    """
+    keeps = (sign.isprintable() or unicodedata.category(sign) == "Zs" for sign in text)
+    return "".join(sign if kept else "\N{REPLACEMENT CHARACTER}" for sign, kept in zip(text, keeps, strict=True))
+
+
+def provenance_line(report: Report) -> str:
+    """What made the report, in one line."""
+    made = report.provenance
+    used = ", ".join(image.view or "view not given" for image in report.images if image.used)
+    parts = (
+        f"bundle {made.bundle_id} (manifest {made.manifest_sha256[:12]})",
+        f"device {made.device}",
+        made.precision,
+        f"trrg-sdk {made.sdk_version}",
+        f"image {used} of {len(report.images)}",
+        f"{report.timings_ms.get('total', 0.0):.0f} ms",
+    )
+    return "Made by: " + " | ".join(parts)
 
 
 def describe_clue(clue: Evidence | Omission) -> str:
@@ -100,17 +120,3 @@ def _clue(clue: ClueScore, width: int) -> str:
 
 def _gate_reason(reason: GateReason) -> str:
     return f"{reason.message} {reason.action}"
-
-
-def _provenance(report: Report) -> str:
-    made = report.provenance
-    used = ", ".join(image.view or "view not given" for image in report.images if image.used)
-    parts = (
-        f"bundle {made.bundle_id} (manifest {made.manifest_sha256[:12]})",
-        f"device {made.device}",
-        made.precision,
-        f"trrg-sdk {made.sdk_version}",
-        f"image {used} of {len(report.images)}",
-        f"{report.timings_ms.get('total', 0.0):.0f} ms",
-    )
-    return "Made by: " + " | ".join(parts)
