@@ -81,7 +81,7 @@ OUTER_FOLDERS = {"export", "train", "tests", "examples"}
 EXPORT_MAY_USE = "trrg_train.models"
 CLI_MODULES = ("trrg_sdk.cli", "trrg_train.cli", "trrg_export.cli")
 # Parts of a command line that lie with what they run.
-CLI_PARTS = ("trrg_sdk.site.cli",)
+CLI_PARTS = ("trrg_sdk.site.cli", "trrg_sdk.site.dicom_cli")
 
 
 @dataclass(frozen=True)

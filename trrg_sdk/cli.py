@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from trrg_sdk.errors import InputError, TrrgError, UsageError
 from trrg_sdk.site import cli as site_cli
+from trrg_sdk.site import dicom_cli
 from trrg_sdk.version import __version__
 
 if TYPE_CHECKING:
@@ -43,7 +44,10 @@ def build_parser() -> argparse.ArgumentParser:
     form = inspect.add_mutually_exclusive_group()
     form.add_argument("--graph", action="store_true", help="parameters, operators and FLOPs of each graph")
     form.add_argument("--json", action="store_true", help="the whole manifest, for programs")
-    commands.add_parser("doctor", help="say what this machine can run, and why not the rest")
+    doctor = commands.add_parser("doctor", help="say what this machine can run, and why not the rest")
+    doctor.add_argument("--site", metavar="TOML", help="try a site's configuration instead: folders, port, nodes, ...")
+    dicom_cli.declare_receive(commands.add_parser("receive", help="receive radiographs by DICOM C-STORE"))
+    dicom_cli.declare_send(commands.add_parser("send", help="send DICOM files to a node, with retries"))
     return parser
 
 
@@ -64,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "verify": _verify,
         "inspect": _inspect,
         "doctor": _doctor,
+        "receive": dicom_cli.receive,
+        "send": dicom_cli.send,
     }
     try:
         return commands[args.command](args)
@@ -197,6 +203,8 @@ def _inspect(args: argparse.Namespace) -> int:
 
 def _doctor(args: argparse.Namespace) -> int:
     """Print a table to paste into an issue; what is missing is a line of it and no error."""
+    if args.site:
+        return dicom_cli.doctor(args)
     from trrg_sdk.doctor import examine
 
     rows = examine()

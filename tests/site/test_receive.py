@@ -1,0 +1,430 @@
+"""The Storage SCP against dcmtk: what arrives is what was sent, studies are whole, and a kill loses nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import pytest
+
+pytest.importorskip("pynetdicom", reason="needs the extra site")
+
+from tests.sdk.chest_dicom import MARK, chest_bytes
+from tests.site.peers import LOCAL, dcmtk, free_port, listens, run, started, until
+from tests.site.receiving import receiving
+from trrg_sdk.cli import main
+from trrg_sdk.dicom_tags import quiet
+from trrg_sdk.errors import UsageError
+from trrg_sdk.site.config import LimitsConfig, ReceiveConfig
+from trrg_sdk.site.receive import Receiver
+from trrg_sdk.site.spool import hashed
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "data" / "phantom_pa.dcm"
+
+
+def send(
+    receiver_port: int, *files: Path, aet: str = "TRRG", options: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    return run(dcmtk("storescu"), "-aec", aet, *options, LOCAL, receiver_port, *files)
+
+
+def files_of(spool: Path, part: str = "ready") -> list[Path]:
+    return sorted((spool / part).rglob("*.dcm"))
+
+
+def made(folder: Path, name: str, **elements: Any) -> Path:
+    path = folder / name
+    path.write_bytes(chest_bytes(**elements))
+    return path
+
+
+def data_set(path: Path) -> bytes:
+    """The bytes behind the file meta information."""
+    meta = pydicom.dcmread(path, stop_before_pixels=True).file_meta
+    return path.read_bytes()[128 + 4 + 12 + meta.FileMetaInformationGroupLength :]
+
+
+def test_a_study_arrives_as_it_was_sent(tmp_path: Path) -> None:
+    files = [made(tmp_path, f"{n}.dcm", uid=f"2.25.10{n}", study="2.25.7") for n in range(3)]
+    other = made(tmp_path, "other.dcm", uid="2.25.200", study="2.25.8")
+    with receiving(tmp_path / "spool") as receiver:
+        assert run(dcmtk("echoscu"), "-aec", "TRRG", LOCAL, receiver.port).returncode == 0
+        assert send(receiver.port, *files, other).returncode == 0
+        until(lambda: len(files_of(tmp_path / "spool")) == 4)
+    ready = tmp_path / "spool" / "ready"
+    assert {folder.name for folder in ready.iterdir()} == {hashed("2.25.7"), hashed("2.25.8")}
+    for number, source in enumerate(files):
+        arrived = ready / hashed("2.25.7") / f"{hashed(f'2.25.10{number}')}.dcm"
+        assert data_set(arrived) == data_set(source)
+        assert arrived.stat().st_mode & 0o077 == 0
+    assert not files_of(tmp_path / "spool", "open")
+    assert list((tmp_path / "spool" / "incoming").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("pydicom__6154", "-xe"),
+        ("pydicom__chrJapMulti.dcm", "-xe"),
+        ("pydicom__image_dfl.dcm", "-xd"),
+        ("pydicom-data__RG1_J2KI.dcm", "-xw"),
+        ("pydicom-data__RG3_J2KR.dcm", "-xv"),
+        ("pydicom-data__JPEG-LL.dcm", "-xs"),
+        ("pydicom__JPGExtended.dcm", "-xx"),
+        ("torchxrayvision__Fake_MONOHR1.dcm", "-xy"),
+    ],
+)
+def test_real_objects_are_kept_in_their_transfer_syntax(
+    shared_data: Path, tmp_path: Path, name: str, option: str
+) -> None:
+    source = shared_data / "dicom" / name
+    with receiving(tmp_path / "spool") as receiver:
+        done = send(receiver.port, source, options=(option,))
+        assert done.returncode == 0, done.stdout + done.stderr
+        (arrived,) = until(lambda: files_of(tmp_path / "spool"))
+    with quiet():
+        sent, kept = pydicom.dcmread(source), pydicom.dcmread(arrived)
+        assert kept.file_meta.TransferSyntaxUID == sent.file_meta.TransferSyntaxUID
+        assert without_group_lengths(kept) == without_group_lengths(sent)  # dcmtk writes its own
+
+
+def without_group_lengths(dataset: pydicom.Dataset) -> list[pydicom.DataElement]:
+    return [element for element in dataset if element.tag.element]
+
+
+def test_an_object_of_no_study_is_refused(shared_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = shared_data / "dicom" / "pydicom-data__JLSL_08_07_0_1F.dcm"
+    with receiving(tmp_path / "spool") as receiver:
+        assert send(receiver.port, source, options=("-xt",)).returncode != 0
+    assert "status C000: it has no valid Study Instance UID" in caplog.text
+
+
+def test_a_study_waits_for_its_association_and_for_quiet(tmp_path: Path) -> None:
+    from pynetdicom import AE
+
+    first, second = (made(tmp_path, f"{n}.dcm", uid=f"2.25.30{n}", study="2.25.9") for n in range(2))
+    entity = AE("MODALITY")
+    entity.add_requested_context("1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.1.2.1")
+    with receiving(tmp_path / "spool", study_timeout_s=0.3) as receiver:
+        association = entity.associate(LOCAL, receiver.port, ae_title="TRRG")
+        assert association.send_c_store(first).Status == 0
+        assert receiver.spool.complete() == []
+        until(lambda: files_of(tmp_path / "spool", "open"))
+        threading.Event().wait(1.2)
+        assert not files_of(tmp_path / "spool"), "handed over while its association was open"
+        assert association.send_c_store(second).Status == 0
+        association.release()
+        until(lambda: len(files_of(tmp_path / "spool")) == 2)
+        assert len(list((tmp_path / "spool" / "ready").iterdir())) == 1
+
+
+def test_the_same_object_again_changes_nothing_and_a_new_one_comes_as_a_folder_more(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    source = made(tmp_path, "a.dcm", uid="2.25.400", study="2.25.4")
+    with receiving(spool) as receiver:
+        for _ in range(2):
+            assert send(receiver.port, source, source).returncode == 0
+            until(lambda: files_of(spool) and not files_of(spool, "open"))
+        assert len(files_of(spool)) == 1
+        assert send(receiver.port, made(tmp_path, "b.dcm", uid="2.25.401", study="2.25.4")).returncode == 0
+        until(lambda: len(files_of(spool)) == 2)
+    assert {folder.name for folder in (spool / "ready").iterdir()} == {hashed("2.25.4"), f"{hashed('2.25.4')}.2"}
+
+
+def test_an_object_that_was_corrected_replaces_the_first(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    with receiving(spool) as receiver:
+        send(
+            receiver.port,
+            made(tmp_path, "a.dcm", uid="2.25.500"),
+            made(tmp_path, "b.dcm", uid="2.25.500", PatientAge="056Y"),
+        )
+        (arrived,) = until(lambda: files_of(spool))
+    assert pydicom.dcmread(arrived).PatientAge == "056Y"
+
+
+def test_who_may_call(tmp_path: Path) -> None:
+    source = made(tmp_path, "a.dcm")
+    with receiving(tmp_path / "spool", calling_aets=("MODALITY",)) as receiver:
+        assert (
+            "Called AE Title Not Recognized"
+            in send(receiver.port, source, aet="OTHER", options=("-aet", "MODALITY")).stderr
+        )
+        assert "Calling AE Title Not Recognized" in send(receiver.port, source, options=("-aet", "STRANGER")).stderr
+        assert send(receiver.port, source, options=("-aet", "MODALITY")).returncode == 0
+        until(lambda: files_of(tmp_path / "spool"))
+
+
+def test_who_may_connect(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = made(tmp_path, "a.dcm")
+    with receiving(tmp_path / "spool", peers=("192.0.2.0/24",)) as receiver:
+        assert send(receiver.port, source).returncode != 0
+        assert "it is not among the peers" in caplog.text
+    with receiving(tmp_path / "spool", peers=("192.0.2.0/24", "127.0.0.1")) as receiver:
+        assert send(receiver.port, source).returncode == 0
+    assert not (tmp_path / "spool" / "incoming" / "x").exists()
+
+
+def test_one_association_too_many_is_rejected_for_now(tmp_path: Path) -> None:
+    from pynetdicom import AE
+
+    entity = AE("MODALITY")
+    entity.add_requested_context("1.2.840.10008.1.1")
+    with receiving(tmp_path / "spool", {"associations": 1}) as receiver:
+        association = entity.associate(LOCAL, receiver.port, ae_title="TRRG")
+        assert association.is_established
+        refused = send(receiver.port, made(tmp_path, "a.dcm"))
+        assert "Rejected Transient" in refused.stderr
+        association.release()
+        until(lambda: send(receiver.port, tmp_path / "a.dcm").returncode == 0)
+
+
+def test_a_sop_class_that_is_no_radiograph_is_refused_in_the_negotiation(tmp_path: Path) -> None:
+    source = made(tmp_path, "ct.dcm", SOPClassUID="1.2.840.10008.5.1.4.1.1.2")
+    dataset = pydicom.dcmread(source)
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.save_as(source)
+    with receiving(tmp_path / "spool") as receiver:
+        done = send(receiver.port, source)
+    assert done.returncode != 0
+    assert "No presentation context" in done.stdout + done.stderr or "No Acceptable" in done.stdout + done.stderr
+
+
+def test_a_full_disk_is_said_to_the_peer(tmp_path: Path) -> None:
+    with receiving(tmp_path / "spool", {"free_mib": 10**9}) as receiver:
+        done = send(receiver.port, made(tmp_path, "a.dcm"), options=("-v",))
+        assert "Refused: OutOfResources" in done.stderr
+        assert list((tmp_path / "spool" / "incoming").iterdir()) == []
+    assert not files_of(tmp_path / "spool", "")
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_disk_that_fails_is_said_to_the_peer_and_the_next_object_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    spool, source = tmp_path / "spool", made(tmp_path, "a.dcm")
+    with receiving(spool) as receiver:
+        with monkeypatch.context() as broken:
+            broken.setattr(os, failing, fail)
+            assert "Refused: OutOfResources" in send(receiver.port, source, options=("-v",)).stderr
+        assert list((spool / "incoming").iterdir()) == []
+        assert not files_of(spool, "")
+        assert send(receiver.port, source).returncode == 0
+        until(lambda: files_of(spool))
+
+
+def test_old_studies_are_deleted_when_the_site_says_so(tmp_path: Path) -> None:
+    ready = tmp_path / "spool" / "ready"
+    for name, age in (("old", 3 * 86_400), ("new", 3_600)):
+        (ready / name).mkdir(parents=True)
+        (ready / name / "a.dcm").write_bytes(b"x")
+        os.utime(ready / name, (time.time() - age,) * 2)
+    with receiving(tmp_path / "spool"):
+        threading.Event().wait(0.7)
+        assert len(list(ready.iterdir())) == 2
+    with receiving(tmp_path / "spool", keep_days=2.0):
+        until(lambda: [folder.name for folder in ready.iterdir()] == ["new"])
+        until(lambda: not list((tmp_path / "spool" / "incoming").iterdir()))
+
+
+def test_what_a_kill_left_behind_is_tidied(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    for folder in ("incoming/x.old", "open/empty", "open/full", "ready"):
+        (spool / folder).mkdir(parents=True)
+    (spool / "incoming" / "half.part").write_bytes(b"x")
+    (spool / "incoming" / "x.old" / "a.dcm").write_bytes(b"x")
+    (spool / "open" / "full" / "a.dcm").write_bytes(b"x")
+    with receiving(spool, study_timeout_s=0.1):
+        until(lambda: (spool / "ready" / "full" / "a.dcm").exists())
+    assert [path.name for path in (spool / "ready").iterdir()] == ["full"]
+    assert not list((spool / "incoming").iterdir())
+
+
+def test_ipv6(tmp_path: Path) -> None:
+    from pynetdicom import AE
+
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("no IPv6 here")
+    entity = AE("MODALITY")
+    entity.add_requested_context("1.2.840.10008.1.1")
+    with receiving(tmp_path / "spool", bind="::1", peers=("::1",)) as receiver:
+        association = entity.associate("::1", receiver.port, ae_title="TRRG")
+        assert association.send_c_echo().Status == 0
+        association.release()
+
+
+def test_two_receivers_do_not_share_a_spool(tmp_path: Path) -> None:
+    with receiving(tmp_path / "spool"), pytest.raises(UsageError, match="another process receives into"):
+        Receiver(ReceiveConfig(spool=tmp_path / "spool"), LimitsConfig())
+
+
+def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
+    with receiving(tmp_path / "one") as receiver:
+        second = Receiver(ReceiveConfig(spool=tmp_path / "two", port=receiver.port), LimitsConfig())
+        with pytest.raises(UsageError, match=f"cannot listen on 127.0.0.1 port {receiver.port}"):
+            second.start()
+
+
+def command(spool: Path, port: int, timeout: float) -> list[object]:
+    options = ["--spool", spool, "--port", port, "--study-timeout", timeout]
+    return [sys.executable, "-m", "trrg_sdk", "receive", *options]
+
+
+def test_a_receiver_that_was_killed_amid_a_study_goes_on_with_it(tmp_path: Path) -> None:
+    from pynetdicom import AE
+
+    spool, log, port = tmp_path / "spool", tmp_path / "log", free_port()
+    first, second = (made(tmp_path, f"{n}.dcm", uid=f"2.25.60{n}", study="2.25.6") for n in range(2))
+    entity = AE("MODALITY")
+    entity.add_requested_context("1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.1.2.1")
+    with started(command(spool, port, 60), log) as process:
+        until(lambda: listens(port))
+        association = entity.associate(LOCAL, port, ae_title="TRRG")
+        assert association.send_c_store(first).Status == 0
+        process.kill()
+        process.wait()
+    until(lambda: not association.is_established)
+    assert len(files_of(spool, "open")) == 1, "an acknowledged object is gone"
+    (spool / "incoming" / "half.part").write_bytes(b"half of an object")
+    with started(command(spool, port, 1.0), log) as process:
+        until(lambda: listens(port))
+        assert send(port, second).returncode == 0
+        until(lambda: len(files_of(spool)) == 2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+    assert [folder.name for folder in (spool / "ready").iterdir()] == [hashed("2.25.6")]
+    assert list((spool / "incoming").iterdir()) == []
+    text = log.read_text(encoding="utf-8")
+    assert "resuming 1 studies" in text
+    assert "Traceback" not in text
+
+
+def test_a_stop_lets_a_running_association_end(tmp_path: Path) -> None:
+    from pynetdicom import AE
+
+    spool, log, port = tmp_path / "spool", tmp_path / "log", free_port()
+    entity = AE("MODALITY")
+    entity.add_requested_context("1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.1.2.1")
+    with started(command(spool, port, 60), log) as process:
+        until(lambda: listens(port))
+        association = entity.associate(LOCAL, port, ae_title="TRRG")
+        assert association.is_established
+        process.send_signal(signal.SIGINT)
+        until(lambda: not listens(port))
+        assert association.send_c_store(made(tmp_path, "a.dcm")).Status == 0
+        association.release()
+        assert process.wait(timeout=20) == 0
+    assert len(files_of(spool, "open")) == 1
+
+
+def test_no_patient_data_in_the_log_or_in_a_name(tmp_path: Path) -> None:
+    spool, log, port = tmp_path / "spool", tmp_path / "log", free_port()
+    source = made(tmp_path, "a.dcm", uid="2.25.777001", study="2.25.777002")
+    broken = made(tmp_path, "b.dcm", uid="2.25.777003", study="2.25.12345678")
+    broken.write_bytes(broken.read_bytes().replace(b"2.25.12345678", f"2.25.{MARK}".encode()))
+    with started(command(spool, port, 0.5), log) as process:
+        until(lambda: listens(port))
+        assert send(port, source).returncode == 0
+        assert send(port, broken).returncode != 0
+        until(lambda: files_of(spool))
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=20)
+    said = log.read_text(encoding="utf-8") + "\n".join(str(path) for path in spool.rglob("*"))
+    assert "is complete" in said
+    for secret in (MARK, "777001", "777002", "777003", "19010203"):
+        assert secret not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "--spool DIR"),
+        (("--spool", "s", "--port", "0"), "port: expected 1 to 65535, got 0"),
+        (("--spool", "s", "--bind", "somewhere"), "bind must be an IP address"),
+        (("--spool", "s", "--peer", "10.0.0.1/8"), "peers must be IP addresses or networks"),
+        (("--spool", "s", "--aet", "AN AE TITLE"), "aet: expected an AE title"),
+        (("--spool", "s", "--calling", "A\\B"), r"calling_aets[0]: expected an AE title"),
+        (("--site", "x.toml", "--port", "104"), "--site takes everything"),
+    ],
+)
+def test_wrong_options_are_named(arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["receive", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_spool_that_cannot_be_written_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    assert main(["receive", "--spool", str(tmp_path / "file")]) == 2
+    assert "cannot use the spool" in capsys.readouterr().err
+
+
+def test_without_the_extra_there_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynetdicom", None)
+    assert main(["receive", "--spool", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "trrg: DICOM networking needs an extra: pip install 'trrg-sdk[site]'\n"
+
+
+@pytest.mark.slow
+def test_a_large_object_is_never_whole_in_memory(tmp_path: Path) -> None:
+    spool, log, port = tmp_path / "spool", tmp_path / "log", free_port()
+    rows = 12_000
+    large = made(tmp_path, "large.dcm", uid="2.25.12", Rows=rows, Columns=rows, PixelData=bytes(2 * rows * rows))
+    with started(command(spool, port, 1.0), log) as process:
+        until(lambda: listens(port))
+        assert send(port, made(tmp_path, "small.dcm")).returncode == 0
+        before = peak_kib(process.pid)
+        assert send(port, large).returncode == 0
+        grown = peak_kib(process.pid) - before
+        until(lambda: len(files_of(spool)) == 2)
+    assert large.stat().st_size > 270 * 2**20
+    assert grown < 40 * 2**10, f"{grown} KiB"
+
+
+def peak_kib(process: int) -> int:
+    (line,) = [line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1])
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_lose_and_double_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    spool, log, port, rng = tmp_path / "spool", tmp_path / "log", free_port(), random.Random(3)
+    files = [made(tmp_path, f"{n}.dcm", uid=f"2.25.88{n}", study=f"2.25.7{n // 3}") for n in range(18)]
+    left = list(files)
+    while left:
+        with started(command(spool, port, 2.0), log) as process:
+            until(lambda: listens(port))
+            killer = threading.Timer(rng.uniform(0.1, 2.0), process.kill)
+            killer.start()
+            while left and process.poll() is None:
+                if send(port, left[0]).returncode == 0:
+                    left.pop(0)
+            killer.join()
+            process.wait()
+    with started(command(spool, port, 1.0), log) as process:
+        until(lambda: len(files_of(spool)) == len(files), seconds=30)
+    names = [path.name for path in files_of(spool)]
+    assert sorted(names) == sorted(f"{hashed(f'2.25.88{n}')}.dcm" for n in range(len(files)))
+    by_name = {path.name: path for path in files_of(spool)}
+    for number, source in enumerate(files):
+        assert data_set(by_name[f"{hashed(f'2.25.88{number}')}.dcm"]) == data_set(source)
+    assert "Traceback" not in log.read_text(encoding="utf-8")
