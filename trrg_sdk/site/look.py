@@ -130,7 +130,8 @@ def look(
         files = [found for found in files if found.key in read or found.key in known.entries]
     studies = group(files, {**known.entries, **read}, left_out=left_out)
     settled = [study for study in studies if not young or not any(i.found.key in young for i in study.images)]
-    todo = [study for study in settled if not _is_done(study, known.marks.get(study.key), options.formats, manifest)]
+    formats = options.formats
+    todo = [study for study in settled if not _is_done(study, known.marks.get(study.key), formats, manifest)]
     entries = {key: entry for key, entry in read.items() if key not in young}
     gone = known.entries.keys() - {found.key for found in files}
     return Look(settled, todo, len(studies) - len(settled), left_out, entries, gone)
