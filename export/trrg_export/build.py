@@ -207,7 +207,7 @@ def write_graphs(site: Site, int4: Int4, *, limit: float | None) -> dict[str, Lo
         write_decoder(site.checkpoint, path, precision=stored, int4=int4, reference=site.reference)
     if stored == "fp16":
         with released():
-            failures += _decoder_failures(onnx.load(str(path)), site)
+            failures += _decoder_failures(path, site)
     if failures:
         raise ParityError(failures)
     return lowered
@@ -237,7 +237,7 @@ def _lowered(graph: onnx.ModelProto, site: Site, name: str, limit: float | None)
     return None
 
 
-def _decoder_failures(decoder: onnx.ModelProto, site: Site) -> list[str]:
+def _decoder_failures(decoder: Path, site: Site) -> list[str]:
     """Let the decoder read the prompts and reports of the parity studies."""
     llm, reference = site.checkpoint.trrg().llm, site.reference
     table = llm.get_input_embeddings().weight.detach().float().numpy()

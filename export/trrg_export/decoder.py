@@ -10,6 +10,7 @@ too large for one file. The mapped weights are let go before that.
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from trrg_sdk.manifest import DecoderSpec
 from trrg_train.models.checkpoint import Checkpoint, load_checkpoint
 from trrg_train.models.llm import ADAPTED, merge_adapters
 
+_LOG = logging.getLogger(__name__)
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS")
 _BUILT_AS = {"int4": "fp32"}  # the rest are names that the builder knows; int4 is made of its fp32 graph
 _SPARE_CLUES = 32  # positions in the cache for clues that a site adds
@@ -52,6 +54,7 @@ def write_decoder(checkpoint: Checkpoint, path: Path, *, precision: str, int4: I
         with released():
             built = _build(checkpoint.folder, Path(scratch), _BUILT_AS.get(precision, precision))
         if precision == "int4":
+            _LOG.info("quantizing decoder")
             save(clean(quantize_decoder(built, int4, _calibration(checkpoint.trrg().llm, reference))), path)
         else:
             _move(built, path)
