@@ -215,7 +215,8 @@ def write_graphs(site: Site, int4: Int4, *, limit: float | None) -> dict[str, Lo
 
 def _write_graph(plan: GraphPlan, site: Site, limit: float | None) -> LoweredGraph | None:
     """Export one graph in the site's precision; what was measured of it, without the graph itself."""
-    graph = export_graph(plan)
+    with released():  # what was traced, with its copies of the weights, lies in cycles
+        graph = export_graph(plan)
     found = _lowered(graph, site, plan.name, limit)
     path = site.folder / describe.graph_file(plan.name)
     if found is None:

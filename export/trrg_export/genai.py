@@ -7,6 +7,7 @@ and are copied and cast one matrix at a time while the graph is written.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -58,13 +59,46 @@ def build_decoder(llm: Any, source: Path, target: Path, precision: str) -> None:
 
 
 def _fed(kind: type[Any], llm: Any) -> type[Any]:
-    """A kind of builder that takes its weights from a model."""
+    """A kind of builder that takes its weights from a model, and stacks those of attention while it writes them."""
+    import onnx_ir
+    from onnx_ir.tensor_adapters import TorchTensor, to_torch_dtype
 
     class Fed(kind):  # type: ignore[misc]
         def load_weights(self, _: str) -> Any:
             return llm
 
+        def make_packed_matmul_float_class(self, *products: Any) -> Any:
+            return SimpleNamespace(weight=_Stacked([product.weight for product in products]))
+
+        def make_initializer(self, tensor: Any, /, name: str, *, to: Any = None, raw: bool = False) -> None:
+            if not isinstance(tensor, _Stacked):
+                super().make_initializer(tensor, name, to=to, raw=raw)
+                return
+            shape = onnx_ir.Shape(tensor.shape)
+            value = self.make_value(name, to, shape)
+            value.const_value = onnx_ir.LazyTensor(
+                lambda: TorchTensor(tensor.made().to(to_torch_dtype(to)), name=name), dtype=to, shape=shape, name=name
+            )
+            self.model.graph.register_initializer(value)
+
     return Fed
+
+
+class _Stacked:
+    """Weights one above the other, made when they are asked for: the library makes those of all layers at once."""
+
+    def __init__(self, weights: list[torch.Tensor], *, transposed: bool = False) -> None:
+        self._weights, self._transposed = weights, transposed
+        rows, columns = sum(len(weight) for weight in weights), weights[0].shape[1]
+        self.shape = (columns, rows) if transposed else (rows, columns)
+
+    @property
+    def T(self) -> _Stacked:
+        return _Stacked(self._weights, transposed=not self._transposed)
+
+    def made(self) -> torch.Tensor:
+        whole = torch.cat(self._weights)
+        return whole.T if self._transposed else whole
 
 
 def check_architecture(llm: Any) -> None:
