@@ -99,7 +99,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("cases", nargs="*", metavar="SHAPE:PRECISION", help=f"SHAPE is base, {', '.join(SHAPES)}")
     parser.add_argument("--folder", type=Path, help="where checkpoint and bundle lie meanwhile (default: temporary)")
     parser.add_argument("--code", type=Path, default=CONFIG.parents[2], help="checkout to measure (default this one)")
-    parser.add_argument("--label", default="now", help="name of that code on the page (default now)")
+    parser.add_argument(
+        "--label", default="now", help="name of that code on the page: before... or now... (default now)"
+    )
     parser.add_argument("--write", type=Path, required=True, help="the page; its figures lie beside it")
     args = parser.parse_args(argv)
     store = args.write.with_suffix(".json")
@@ -109,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
             cost = measure(case, Path(folder), args.code.resolve(), args.label)
         costs = [old for old in costs if (old.case, old.label) != (cost.case, cost.label)] + [cost]
         store.write_text(json.dumps([asdict(each) for each in costs], indent=1) + "\n", encoding="utf-8")
-    page = "\n".join(page_of(sorted(costs, key=lambda cost: (cost.case, cost.label != "before")))) + "\n"
+    page = "\n".join(page_of(sorted(costs, key=lambda cost: (cost.case, not cost.label.startswith("before"))))) + "\n"
     sys.stdout.write(page)
     args.write.write_text(page, encoding="utf-8")
     return 0
@@ -226,7 +228,7 @@ def page_of(costs: list[Cost]) -> Iterator[str]:
         rest = [f"{gib(cost.anonymous):.2f}", f"{cost.cpu:.0f}", f"{cost.seconds:.0f}"]
         yield f"| {cost.case.replace(':', ' ')} | {cost.label} | {' | '.join([*sizes, *over, *rest])} |"
     yield from steps_of(costs)
-    yield from seven_billion({cost.case: cost for cost in costs if cost.label == "now"})
+    yield from seven_billion({cost.case: cost for cost in costs if cost.label.startswith("now")})
 
 
 def steps_of(costs: list[Cost]) -> Iterator[str]:
@@ -239,24 +241,18 @@ def steps_of(costs: list[Cost]) -> Iterator[str]:
 
 
 def seven_billion(costs: Mapping[str, Cost]) -> Iterator[str]:
-    """A line through the two language models, at the size of a third one."""
-    small, large = (costs.get(f"{shape}:int4") for shape in ("300m", "1.1b"))
-    if small is None or large is None:
+    """The multiple of the largest language model that was exported to int4, at the size of a third one."""
+    cost = next((costs[name] for name in ("1.1b:int4", "300m:int4") if name in costs), None)
+    if cost is None:
         return
-    more = large.checkpoint - small.checkpoint
-    held, kept, cpu = (
-        at_large + (at_large - at_small) / more * (_SEVEN - large.checkpoint)
-        for at_small, at_large in (
-            (small.peak, large.peak),
-            (small.anonymous, large.anonymous),
-            (small.cpu, large.cpu),
-        )
-    )
+    times = _SEVEN / cost.checkpoint
+    held, kept = ((size - cost.libraries) * times + cost.libraries for size in (cost.peak, cost.anonymous))
     yield (
-        f"\n## A language model of 7 B parameters, computed\n\nNot run. The line through the two int4 cases above, at "
-        f"{gib(_SEVEN):.0f} GiB (Llama 2 7B in fp32): a peak of {gib(held):.0f} GiB, {held / _SEVEN:.2f} times the "
-        f"checkpoint, of which {gib(kept):.0f} GiB are anonymous and the rest are mapped weights that the system may "
-        f"drop; {cpu / 60:.0f} minutes of CPU time; and {gib(_SEVEN):.0f} GiB of scratch space on the disk."
+        f"\n## A language model of 7 B parameters, computed\n\n"
+        f"Not run: what {cost.case.replace(':', ' ')} takes beyond the libraries grows with the weights: at {gib(_SEVEN):.1f} GiB (Llama 2 7B in fp32) that is a peak of "
+        f"{gib(held):.0f} GiB, {held / _SEVEN:.2f} times the checkpoint, of which at most {gib(kept):.0f} GiB are "
+        f"anonymous and the rest mapped weights that the system may drop; {cost.cpu * times / 60:.0f} minutes of CPU "
+        f"time; and {gib(_SEVEN):.0f} GiB on the disk for the graph in fp32 that is quantized."
     )
 
 
