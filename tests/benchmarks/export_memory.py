@@ -252,8 +252,8 @@ def seven_billion(costs: Mapping[str, Cost]) -> Iterator[str]:
         f"Not run: what {cost.case.replace(':', ' ')} takes beyond the libraries grows with the weights. At "
         f"{gib(_SEVEN):.1f} GiB (Llama 2 7B in fp32) that is a peak of {gib(held):.0f} GiB, {held / _SEVEN:.2f} times "
         f"the checkpoint, of which at most {gib(kept):.0f} GiB are anonymous and the rest mapped weights that the "
-        f"system may drop; {cost.cpu * times / 60:.0f} minutes of CPU time; and {gib(_SEVEN):.0f} GiB on the disk for the "
-        "graph in fp32 that is quantized."
+        f"system may drop; {cost.cpu * times / 60:.0f} minutes of CPU time; and {gib(_SEVEN):.0f} GiB on the disk for "
+        "the graph in fp32 that is quantized."
     )
 
 
