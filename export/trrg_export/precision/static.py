@@ -39,7 +39,7 @@ import onnx
 from onnx import TensorProto
 
 from trrg_export.precision.int8 import quantize_weights
-from trrg_export.precision.layers import Array, Feed, relative_gap
+from trrg_export.precision.layers import relative_gap
 from trrg_export.precision.lowered import (
     FP32_SHARE,
     Hopeless,
@@ -49,6 +49,7 @@ from trrg_export.precision.lowered import (
     named,
     settle,
 )
+from trrg_export.precision.sections import Array, Feed
 from trrg_export.to_onnx import INLINE_LIMIT, clean, quiet, weight_bytes
 from trrg_sdk.backends.ort_session import open_session
 
