@@ -130,7 +130,7 @@ def compare(
     values = _graph_values(graphs, decoder, reference)
     failures += _value_failures(values, limits.value, exported.worst_layers)
     outcome = _reports(Engine(bundle, opened), reference)
-    failures += _text_failures(outcome, len(reference.ids), limits)
+    failures += report_failures(outcome, len(reference.ids), limits)
     graph_table = {name: {k: d.table() for k, d in outputs.items()} for name, outputs in values.items()}
     table = {"precision": precision, "studies": len(reference.ids), "graphs": graph_table, **outcome}
     return ParityReport(table, tuple(failures))
@@ -271,7 +271,17 @@ def _reports(engine: Engine, reference: Reference) -> dict[str, int | float]:
     }
 
 
-def _text_failures(outcome: Mapping[str, int | float], studies: int, limits: ParityLimits) -> list[str]:
+def report_failures(outcome: Mapping[str, int | float], studies: int, limits: ParityLimits) -> list[str]:
+    """Say which limits whole reports pass.
+
+    Args:
+        outcome: ``greedy_identical``, ``label_agreement``, ``clue_flips`` and ``clue_pairs``.
+        studies: How many reports.
+        limits: What may differ.
+
+    Returns:
+        A line for each.
+    """
     failures = []
     differing = studies - int(outcome["greedy_identical"])
     if limits.differing_texts is not None and differing > limits.differing_texts:

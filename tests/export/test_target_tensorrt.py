@@ -191,6 +191,7 @@ def test_a_graph_that_differs_is_no_target(site_of: Any, tmp_path: Path, monkeyp
         tensorrt_rtx.add(site)
     assert "fusion.prompt_embeds: differs" in str(caught.value)
     assert "greedy tokens differ" in str(caught.value)
+    assert "clue scores change sides of their thresholds, the limit is 0%" in str(caught.value)
     assert not (site.folder / "engines").exists()
 
 
@@ -217,6 +218,9 @@ def test_int8_is_what_tensorrt_reads(site_of: Any, tmp_path: Path) -> None:
                 assert zeros[node.input[2]].dtype == np.int8 and not zeros[node.input[2]].any()
                 rounded += node.op_type == "QuantizeLinear"
     assert rounded > 5
+    table = site.tables["int8 on tensorrt-rtx"]
+    assert (table["studies"], table["clue_pairs"]) == (6, 6 * 14)
+    assert table["clue_flips"] <= 0.1 * table["clue_pairs"]
     assert {engine.graph for engine in spec.engines} == set(GRAPH_NAMES)
 
 
