@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -45,6 +46,8 @@ class Seen(Protocol):
         """What the decoder reads, (S, Dl)."""
         ...
 
+
+_LOG = logging.getLogger(__name__)
 
 SeenT = TypeVar("SeenT", bound=Seen)
 
@@ -207,7 +210,12 @@ class Many(Generic[SeenT]):
             if not study.entered and study.seen.done():
                 self._enter(number, study, pool)
         if self._writer and self._writer.active:
-            for finished in self._writer.advance():
+            try:
+                left = self._writer.advance()
+            except TrrgError as error:  # of no single text: each is written alone, and fails in its place if it must
+                _LOG.warning("a batch of texts failed (%s); from here on each is written alone", error)
+                self._writer, left = None, [Finished(number, None, 0.0) for number in sorted(self._written)]
+            for finished in left:
                 self._finish(*self._written.pop(finished.key), finished, pool)
         elif not self._studies[0].answered:
             wait([job for study in self._studies if (job := study.running)], return_when=FIRST_COMPLETED)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import trrg_sdk.reporter
 from tests.sdk.chest_dicom import chest_bytes, chest_pixels
-from trrg_sdk import Bundle, DicomError, InputError, Outcome, RefusedError, Report, Reporter, UsageError
+from trrg_sdk import Bundle, DeviceError, DicomError, InputError, Outcome, RefusedError, Report, Reporter, UsageError
 from trrg_sdk.backends import open_backend, open_decoder
 from trrg_sdk.backends.batch import Batchable, BatchDecoder
 from trrg_sdk.decoding import batch as batching
@@ -176,6 +176,45 @@ def test_a_decoder_of_one_text_writes_one_at_a_time(monkeypatch: pytest.MonkeyPa
     expected = one_by_one(reporter, sources)
     monkeypatch.setattr("trrg_sdk.backends.ort_decoder.OrtDecoder.batch", lambda *_: None)
     assert [said(outcome) for outcome in reporter.report_many(sources)] == expected
+
+
+def test_texts_of_a_batch_that_fails_are_written_alone_and_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reporter, sources = Reporter(TINY, device="cpu"), mixture(20, seed=7)
+    expected = one_by_one(reporter, sources)
+    steps = itertools.count()
+
+    def failing(self: BatchWriter) -> list[Finished]:
+        if next(steps) == 5:
+            raise DeviceError("no memory is left")
+        return advance(self)
+
+    advance = BatchWriter.advance
+    monkeypatch.setattr(BatchWriter, "advance", failing)
+    assert [said(outcome) for outcome in reporter.report_many(sources)] == expected
+    assert "no memory is left" in caplog.text
+    assert next(steps) == 6
+
+
+def test_a_prompt_that_fails_is_raised_in_its_place(embedded: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Engine.write
+
+    def refuse(*_: Any) -> None:
+        raise DeviceError("a logit is no number")
+
+    def third(*arguments: Any, **options: Any) -> Generation:
+        if next(calls) == 2:
+            raise DeviceError("a logit is no number")
+        return write(*arguments, **options)
+
+    calls = itertools.count()
+    monkeypatch.setattr(BatchWriter, "admit", refuse)
+    monkeypatch.setattr(Engine, "write", third)
+    outcomes = embedded.report_many([image(number) for number in range(6)], workers=1)
+    assert [next(outcomes).index, next(outcomes).index] == [0, 1]
+    with pytest.raises(DeviceError, match="no number"):
+        next(outcomes)
 
 
 def test_near_ties_are_written_alone(monkeypatch: pytest.MonkeyPatch) -> None:
