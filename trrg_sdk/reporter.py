@@ -251,17 +251,12 @@ class Reporter:
     ) -> Iterator[Outcome]:
         """Write reports of many studies, in order: the next ones are read while the texts are written together.
 
-        The reports are those of ``report``, log-probabilities to rounding; of the timings, steps of several studies
-        overlap, and ``total`` is the sum of a study's own. Reading, perceiving and verifying happen in threads, which
-        end with the iterator; writing happens in the caller's thread, as does the taking of sources. Any number of
-        studies fits: at most ``2 * (batch_size + workers)`` are on their way, which is how far sources are taken
-        ahead. Of those, ``workers`` at most are held as decoded images (all of them with ``readings``), the others as
-        given, with a prompt each; ``batch_size`` texts have keys and values (``2 * layers * kv_heads * max_length *
-        head_size`` numbers each).
-
-        Where the decoder takes one text at a time (beams, a GPU, a graph with a fixed batch axis) texts are written
-        one after the other, and the rest overlaps. No drafts are used in a batch: ONNX Runtime's CPU provider reads
-        several positions of one text only.
+        The reports are those of ``report``, log-probabilities to rounding; ``total`` is the sum of a study's own
+        timings, which overlap others'. Reading, perceiving and verifying happen in threads that end with the iterator;
+        writing and the taking of sources in the caller's. At most ``2 * (batch_size + workers)`` studies are on their
+        way. Of those, ``workers`` are held as decoded images (all of them with ``readings``), the others as given,
+        with a prompt each; ``batch_size`` texts have keys and values. Where the decoder takes one text at a time
+        (beams, a GPU, a graph with a fixed batch axis) only the rest overlaps. A batch uses no drafts.
 
         Args:
             sources: As for ``report``; may be endless. One that makes its caller wait holds back the answers before

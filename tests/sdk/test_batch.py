@@ -359,8 +359,8 @@ def test_a_stop_finishes_the_study_at_hand(batch: Batch, tmp_path: Path, monkeyp
     studies(tmp_path / "in", 60)  # more than report_many takes ahead
     once, real = [], Reporter.report_many
 
-    def interrupted(self: Reporter, sources: object) -> object:
-        for outcome in real(self, sources):  # type: ignore[arg-type]
+    def interrupted(self: Reporter, sources: object, **options: object) -> object:
+        for outcome in real(self, sources, **options):  # type: ignore[arg-type]
             if not once:
                 once.append(os.kill(os.getpid(), 2))
             yield outcome
