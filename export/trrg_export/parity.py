@@ -24,7 +24,7 @@ from trrg_sdk.bundle import Bundle
 from trrg_sdk.engine import Engine
 from trrg_sdk.errors import TrrgError
 from trrg_sdk.labeler import OBSERVATIONS, label_report
-from trrg_sdk.manifest import DecoderSpec, GraphSpec
+from trrg_sdk.manifest import DecoderSpec, GraphSpec, Manifest
 
 Array = NDArray[Any]
 _UNSEEN_SIZES = {"batch": 3, "clues": 17, "prompts": 4, "length": 11}
@@ -144,6 +144,9 @@ class _OpenedOnce:
         self._backend = backend
         self._graphs: dict[Path, Graph] = {}
         self._decoders: dict[Path, Decoder] = {}
+
+    def file(self, name: str, manifest: Manifest) -> str:
+        return self._backend.file(name, manifest)
 
     def graph(self, path: Path, *, spec: GraphSpec | None = None) -> Graph:
         if path not in self._graphs:
