@@ -86,7 +86,7 @@ def soak(reporter: Reporter, files: Sequence[Path], count: int) -> list[tuple[in
     return points
 
 
-def page(pairs: list[tuple[Turn, Turn]], points: list[tuple[int, float]], command: str) -> Iterator[str]:
+def page(pairs: list[tuple[Turn, Turn]], points: list[tuple[int, float]], command: str, beside: str) -> Iterator[str]:
     """The page in Markdown."""
     import torch  # late, with mini_run: it would stand in the memory
     from mini_run import machine, spread
@@ -96,8 +96,8 @@ def page(pairs: list[tuple[Turn, Turn]], points: list[tuple[int, float]], comman
     found, load = processors(), os.getloadavg()
     torch.set_num_threads(found.threads)  # machine() says as many; nothing here runs on it
     yield from machine(("onnxruntime", "numpy", "pydicom"))
-    beside = f"{load[1]:.1f} processes wanted to run (mean of 5 minutes, at the end)"
-    yield f"{found.logical} processors; {beside}."
+    busy = f"{load[1]:.1f} processes wanted to run (mean of 5 minutes, at the end)"
+    yield f"{found.logical} processors; {busy}.{f' Beside it ran {beside}.' if beside else ''}"
     yield ""
     answers = pairs[0][0].answers
     reports = [answer for answer in answers if isinstance(answer, Report)]
@@ -129,6 +129,7 @@ def main() -> int:
     parser.add_argument("--studies", required=True, type=Path, help="a folder of DICOM files")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--soak", type=int, default=0, metavar="N", help="studies of the soak (default: none)")
+    parser.add_argument("--beside", default="", metavar="TEXT", help="what ran on the machine meanwhile, for the page")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="where the page goes")
     args = parser.parse_args()
     files = sorted(args.studies.rglob("*.dcm"))
@@ -145,7 +146,7 @@ def main() -> int:
         print(f"soak: {points}", file=sys.stderr, flush=True)
     options = [f"--studies phantom --turns {args.turns}", *([f"--soak {args.soak}"] if args.soak else [])]
     command = f"python tests/benchmarks/report_many.py {' '.join(options)}"
-    text = "\n".join(page(pairs, points, command)) + "\n"
+    text = "\n".join(page(pairs, points, command, args.beside)) + "\n"
     print(text)
     if args.write:
         args.write.write_text(text, encoding="utf-8")
