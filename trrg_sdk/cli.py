@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trrg_sdk.bundle import Bundle
     from trrg_sdk.outputs import Output
     from trrg_sdk.report import Report
+    from trrg_sdk.reporter import Reporter
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,6 +78,7 @@ def _declare_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: the physical cores)")
     parser.add_argument("--out", metavar="DIR", help="write files here instead of to the screen")
     parser.add_argument("--format", default="text", metavar="F[,F]", help="text, json, or both (default: text)")
+    parser.add_argument("--stream", action="store_true", help="print each sentence as it is completed, then the report")
     parser.add_argument(
         "--force-clue",
         action="append",
@@ -100,13 +102,15 @@ def _report(args: argparse.Namespace) -> int:
     from trrg_sdk.outputs import open_output
 
     outputs = [open_output(name.strip()) for name in args.format.split(",")]
+    if args.stream and (args.out or args.format != "text"):
+        raise UsageError("--stream prints text to the screen: leave out --out and --format")
     from trrg_sdk.reporter import Reporter
 
     reporter = Reporter(args.bundle, device=args.device, threads=args.threads)
     forced, code = dict(args.force_clue), 0
     for number, name in enumerate(args.input, start=1):
         try:
-            made = reporter.report(name, clue_scores=forced)
+            made = (_streamed if args.stream else Reporter.report)(reporter, name, clue_scores=forced)
         except InputError as error:
             print(f"trrg: {name}: {error}", file=sys.stderr)
             code = error.exit_code
@@ -116,6 +120,17 @@ def _report(args: argparse.Namespace) -> int:
         else:
             _show(made, outputs, title=f"{name}:\n" if len(args.input) > 1 else "")
     return code
+
+
+def _streamed(reporter: Reporter, name: str, *, clue_scores: Mapping[str, float]) -> Report:
+    """Print each sentence as it is completed; return the report."""
+    from trrg_sdk.report import Report
+
+    parts = reporter.stream(name, clue_scores=clue_scores)
+    while not isinstance(part := next(parts), Report):
+        print(f"{part.verdict}: {part.text}", flush=True)
+    print()
+    return part
 
 
 def _show(made: Report, outputs: Sequence[Output], *, title: str) -> None:
