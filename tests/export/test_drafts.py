@@ -96,9 +96,9 @@ def test_sentence_ends_are_read_from_the_tokenizer(checkpoint: Checkpoint) -> No
 def test_a_checkpoint_keeps_the_tokens_of_its_reports(checkpoint: Checkpoint) -> None:
     reports = checkpoint.train_reports()
     assert reports
-    assert len(reports) == 9
+    assert len(reports) == 3
     assert {report[-1] for report in reports} == {2}
-    assert checkpoint.tokenizer.decode(reports[0][:-1]) == "FINDINGS: The lungs are clear."
+    assert checkpoint.tokenizer.decode(reports[0][:-1]).strip() == "FINDINGS: The lungs are clear."
 
 
 def test_options() -> None:
