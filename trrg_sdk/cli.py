@@ -99,6 +99,7 @@ def _declare_report(parser: argparse.ArgumentParser) -> None:
         metavar="KEYFILE",
         help="take the patient out of every output (PS3.15 basic profile); a secret file of at least 32 random bytes",
     )
+    parser.add_argument("--stream", action="store_true", help="print each sentence as it is completed, then the report")
     parser.add_argument(
         "--force-clue",
         action="append",
@@ -126,11 +127,13 @@ def _report(args: argparse.Namespace) -> int:
     if not args.out and any(output.EXTENSION.endswith(".dcm") for output in outputs):
         raise UsageError("a DICOM file is not for the screen; name a folder with --out")
     key = read_key(args.deidentify) if args.deidentify else b""
+    if args.stream and (args.out or args.format != "text"):
+        raise UsageError("--stream prints text to the screen: leave out --out and --format")
     from trrg_sdk.reporter import Reporter
 
     reporter = Reporter(args.bundle, device=args.device, threads=args.threads)
     forced, code = dict(args.force_clue), 0
-    for number, (name, made) in enumerate(_made(reporter, args.input, forced), start=1):
+    for number, (name, made) in enumerate((_streamed if args.stream else _made)(reporter, args.input, forced), start=1):
         try:
             if isinstance(made, InputError):
                 raise made
@@ -156,6 +159,25 @@ def _made(
         made = outcome.reading or outcome.error
         assert made is not None
         yield name, made
+
+
+def _streamed(
+    reporter: Reporter, names: Sequence[str], forced: Mapping[str, float]
+) -> Iterator[tuple[str, Reading | InputError]]:
+    """Make the reports one after the other, and print each sentence as it is completed."""
+    from trrg_sdk.reading import Reading
+    from trrg_sdk.report import Report
+
+    for name in names:
+        try:
+            parts = reporter.stream(name, clue_scores=forced)
+            while not isinstance(part := next(parts), Report):
+                print(f"{part.verdict}: {part.text}", flush=True)
+        except InputError as error:
+            yield name, error
+        else:
+            print()
+            yield name, Reading(part)
 
 
 def _show(written: Sequence[tuple[Output, bytes]], *, title: str) -> None:

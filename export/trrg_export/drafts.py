@@ -32,7 +32,7 @@ from trrg_train.models.tokenizer import EOS_ID
 _LOG = logging.getLogger(__name__)
 _FOLDER = "drafts"
 _WIDTHS = (2, 5, 16)  # positions of the passes that are compared with passes of one
-_SAFETY = 4.0  # times the largest change of a lead that was seen
+_SAFETY = 3.0  # times the largest change of a lead that was seen
 
 
 def add_drafts(bundle: Bundle, checkpoint: Checkpoint, reference: Reference, *, least: int) -> DraftsSpec | None:

@@ -93,6 +93,14 @@ def test_sentence_ends_are_read_from_the_tokenizer(checkpoint: Checkpoint) -> No
     assert checkpoint.tokenizer.token_to_id("a") not in ends
 
 
+def test_a_checkpoint_keeps_the_tokens_of_its_reports(checkpoint: Checkpoint) -> None:
+    reports = checkpoint.train_reports()
+    assert reports
+    assert len(reports) == 3
+    assert {report[-1] for report in reports} == {2}
+    assert checkpoint.tokenizer.decode(reports[0][:-1]).strip() == "FINDINGS: The lungs are clear."
+
+
 def test_options() -> None:
     parser = build_parser()
     for words, expected in (([], 2), (["--no-drafts"], None), (["--draft-reports", "5"], 5)):

@@ -14,9 +14,9 @@ from trrg_sdk.backends import fake, open_backend, open_decoder
 from trrg_sdk.backends.base import Decoder
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.decoding import Generation, Rules, generate, write
-from trrg_sdk.decoding.choice import NEAR_TIE, lead
+from trrg_sdk.decoding.choice import NEAR_TIE, lead, likeliest, likeliest_rows
 from trrg_sdk.decoding.greedy import Drafts, Pass
-from trrg_sdk.errors import UsageError
+from trrg_sdk.errors import DeviceError, UsageError
 
 TINY = Path(__file__).parent / "tiny_bundle"
 EOS = 2
@@ -255,6 +255,28 @@ def test_lead_leaves_the_logits_alone() -> None:
     row = np.array([0.5, 2.0, 1.75, -1.0], np.float32)
     assert lead(row, 1) == 0.25
     np.testing.assert_array_equal(row, np.array([0.5, 2.0, 1.75, -1.0], np.float32))
+
+
+def test_rows_are_chosen_together_as_one_by_one() -> None:
+    rows = np.random.default_rng(0).normal(size=(6, 50)).astype(np.float32)
+    before, best = rows.copy(), rows.argmax(axis=1).tolist()
+    for right in range(6):
+        guesses = [*best[:right], *[(token + 1) % 50 for token in best[right:]]][:5]
+        tokens, leads = likeliest_rows(rows, guesses)
+        expected = [likeliest(row) for row in rows[: right + 1]]
+        assert [token.id for token in tokens] == [token.id for token in expected]
+        np.testing.assert_allclose([t.logprob for t in tokens], [t.logprob for t in expected], atol=1e-6)
+        assert leads == [lead(row, token.id) for row, token in zip(rows, expected, strict=False)]
+    np.testing.assert_array_equal(rows, before)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_logit_of_a_long_pass_that_is_no_number_is_refused(bad: float) -> None:
+    rows = np.zeros((3, 5), np.float32)
+    rows[1, 4] = bad
+    with pytest.raises(DeviceError, match="finite"):
+        likeliest_rows(rows, [0, 4])
+    assert likeliest_rows(rows, [1, 4])[0][0].id == 0  # behind a wrong guess nothing counts
 
 
 def test_several_positions_are_as_many_steps(tiny: tuple[Decoder, np.ndarray]) -> None:

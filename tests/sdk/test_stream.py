@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from trrg_sdk import Report, Reporter
 from trrg_sdk.bundle import Bundle, write_manifest
+from trrg_sdk.cli import main
 from trrg_sdk.decoding.options import Decoding
 from trrg_sdk.decoding.store import build_store
 from trrg_sdk.errors import BundleError, UsageError
@@ -86,6 +87,15 @@ def test_a_sentence_comes_before_the_text_is_finished(expected: Report) -> None:
     assert reporter._engine._decoder.result().free > 100  # the rest is not written yet
     writing.close()
     assert plain(reporter.report(IMAGE)) == plain(expected)  # nobody holds the decoder any more
+
+
+def test_the_command_prints_sentences_first(expected: Report, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(IMAGE), "--stream", "--device", "cpu"]) == 0
+    sentences, report = capfd.readouterr().out.split("\n\n", 1)
+    assert sentences.splitlines() == [f"{one.verdict}: {one.text}" for one in expected.sentences]
+    assert expected.sentences[0].text in report
+    assert main(["report", str(IMAGE), "--stream", "--format", "json"]) == 2
+    assert "--stream" in capfd.readouterr().err
 
 
 def test_a_cancelled_stream_gives_no_report(expected: Report) -> None:

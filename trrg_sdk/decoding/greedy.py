@@ -265,10 +265,10 @@ class _Text:
 
     def _choices(self, rows: NDArray[np.float32], draft: list[int]) -> Iterator[tuple[Token, float]]:
         """The next token after each row, and how far it leads; at least until one is not the draft's."""
-        if self.rules.inert:
+        if self.rules.inert and len(rows) > 1:
             yield from zip(*likeliest_rows(rows, draft), strict=True)
             return
-        for row in rows:  # what the rules make of one depends on the tokens before
+        for row in rows:  # what rules make of one depends on the tokens before
             token = self._choose(row)
             yield token, lead(row, token.id)
 

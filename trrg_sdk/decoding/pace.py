@@ -147,6 +147,10 @@ class Pace:
             looked: Whether a draft was looked for.
         """
         self.costs.learn(outcome.width, outcome.seconds)
+        if outcome.width == 1 and not looked and not outcome.settling:  # nothing was drafted: no work either
+            self._idle += 1
+            self._lost = max(self._lost - _SHARE, -_CREDIT)
+            return
         self._idle = 0 if confidences else self._idle + 1
         accepted = outcome.written - 1
         for place, confidence in enumerate(confidences[: accepted + 1]):
