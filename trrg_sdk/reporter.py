@@ -20,6 +20,7 @@ from trrg_sdk.decoding.greedy import Generation
 from trrg_sdk.dicom import Radiograph, Source, load, load_study
 from trrg_sdk.engine import Engine, Perception
 from trrg_sdk.errors import InputError
+from trrg_sdk.gate_codes import accepted
 from trrg_sdk.labeler import label_sentence
 from trrg_sdk.manifest import GRAPH_NAMES
 from trrg_sdk.preprocess import Preprocess
@@ -58,6 +59,7 @@ class Reporter:
     Attributes:
         bundle: The bundle.
         device: The device that really runs it, such as ``"cpu"``.
+        accept: Codes of the gate that are overridden.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Reporter:
         device: str = "auto",
         threads: int | None = None,
         clues: Sequence[Clue] = (),
+        accept: Iterable[str] = (),
     ) -> None:
         """Open a bundle. The graphs open in the background; the first report waits for them.
 
@@ -77,12 +80,14 @@ class Reporter:
                 an error. ``"openvino"`` is taken only by name.
             threads: Processor threads a graph may use; None takes the physical cores.
             clues: What to look for besides the bundle's own clues.
+            accept: Codes of the gate to override (``trrg_sdk.gate_codes``); every report says where it was.
 
         Raises:
             BundleError: The bundle is missing, changed or unknown.
             DeviceError: The device does not work here.
             UsageError: A clue or an option makes no sense.
         """
+        self.accept = accepted(accept)
         with ThreadPoolExecutor(1) as pool:  # importing the runtime and hashing the bundle take the same time
             backend = pool.submit(open_backend, device=device, threads=threads)
             self.bundle = _open_bundle(bundle)
@@ -129,7 +134,7 @@ class Reporter:
         override = self._engine.clues.override(clue_scores)
         watch = _Stopwatch()
         with watch.step("total"):
-            selection = _choose(source, watch)
+            selection = _choose(source, self.accept, watch)
             perception = self._perceive(selection.radiograph, override, watch)
             with watch.step("decode"):
                 generation = self._engine.write(perception.prompt)
@@ -228,14 +233,14 @@ def _open_bundle(bundle: Bundle | str | os.PathLike[str] | None) -> Bundle:
     return Bundle.embedded() if bundle is None else Bundle.load(bundle)
 
 
-def _choose(source: Source, watch: _Stopwatch) -> Selection:
+def _choose(source: Source, accept: frozenset[str], watch: _Stopwatch) -> Selection:
     with watch.step("load"):
         if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
             candidates = load_study(source)
         else:
             candidates = [load(source)]
     with watch.step("gate"):
-        return select(candidates)
+        return select(candidates, accept=accept)
 
 
 def _read(generation: Generation, engine: Engine) -> Written:
