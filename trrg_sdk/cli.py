@@ -95,6 +95,13 @@ def _declare_report(parser: argparse.ArgumentParser) -> None:
         help="take the patient out of every output (PS3.15 basic profile); a secret file of at least 32 random bytes",
     )
     parser.add_argument(
+        "--accept",
+        action="append",
+        default=[],
+        metavar="CODE",
+        help="report although the gate refuses with this code; the report says so (repeatable)",
+    )
+    parser.add_argument(
         "--force-clue",
         action="append",
         default=[],
@@ -123,7 +130,7 @@ def _report(args: argparse.Namespace) -> int:
     key = read_key(args.deidentify) if args.deidentify else b""
     from trrg_sdk.reporter import Reporter
 
-    reporter = Reporter(args.bundle, device=args.device, threads=args.threads)
+    reporter = Reporter(args.bundle, device=args.device, threads=args.threads, accept=args.accept)
     forced, code = dict(args.force_clue), 0
     for number, name in enumerate(args.input, start=1):
         try:

@@ -110,7 +110,7 @@ def _emptiness(seen: Look) -> list[GateReason]:
     if ground > _GROUND and other > max(_MIN_WRITING, _MIN_INK * (1 - ground)):
         return [reason("burnt_in_only")]
     if seen.flat > _MAX_FLAT or ground > _MAX_END:
-        colour = "black" if ground == seen.dark > _GROUND else "white" if ground > _GROUND else "of one grey"
+        colour = "black" if ground == seen.dark > _GROUND else "white" if ground > _GROUND else "grey"
         return [reason("mostly_blank", share=max(seen.flat, ground), colour=colour)]
     return []
 

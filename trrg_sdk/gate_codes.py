@@ -76,7 +76,7 @@ REFUSALS: Mapping[str, Refusal] = MappingProxyType(
             "Send the original image, no thumbnail.",
         ),
         "mostly_blank": Refusal(
-            "{share:.0%} of the image is plain: it is nearly all {colour}.",
+            "Nearly the whole image ({share:.0%}) is plain {colour}: there is nothing to see.",
             "Check the window of the image and that it was transferred whole, then send it again.",
         ),
         "burnt_in_only": Refusal(
@@ -142,7 +142,7 @@ REFUSALS: Mapping[str, Refusal] = MappingProxyType(
             "accept lateral_view to have a lateral one reported",
         ),
         "too_many_images": Refusal(
-            "The first images of the study cannot be reported, and there are many.",
+            "The first {tried} images cannot be reported; there are {count}.",
             "Send the chest radiograph alone.",
             "none of those that were tried can be reported",
         ),
