@@ -36,7 +36,7 @@ LAYERS = (
     {"bundle", "engines", "manifest", "processors", "signature", "strict_json", "summary"},
     {"context", "dicom", "dicom_header", "dicom_stream", "dicom_tags", "pixel_data", "pixels", "codestream"}
     | {"reading", "study"}
-    | {"gate", "photometry", "preprocess", "labeler", "label_rules", "sentences"},
+    | {"gate", "gate_codes", "photometry", "preprocess", "labeler", "label_rules", "sentences"},
     {"backends"},
     {"clues", "decoding", "uncertainty", "verify"},
     {"engine", "many"},

@@ -101,6 +101,13 @@ def _declare_report(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stream", action="store_true", help="print each sentence as it is completed, then the report")
     parser.add_argument(
+        "--accept",
+        action="append",
+        default=[],
+        metavar="CODE",
+        help="report although the gate refuses with this code; the report says so (repeatable)",
+    )
+    parser.add_argument(
         "--force-clue",
         action="append",
         default=[],
@@ -131,7 +138,7 @@ def _report(args: argparse.Namespace) -> int:
         raise UsageError("--stream prints text to the screen: leave out --out and --format")
     from trrg_sdk.reporter import Reporter
 
-    reporter = Reporter(args.bundle, device=args.device, threads=args.threads)
+    reporter = Reporter(args.bundle, device=args.device, threads=args.threads, accept=args.accept)
     forced, code = dict(args.force_clue), 0
     for number, (name, made) in enumerate((_streamed if args.stream else _made)(reporter, args.input, forced), start=1):
         try:

@@ -1,21 +1,7 @@
 """A file, a folder of one study, bytes, a Dataset or an array to `Radiograph`: what the rest of the SDK works on.
 
-Everything that pydicom and its decoders can raise is translated here into ``DicomError`` with a stable code:
-
-    unreadable     the path cannot be opened
-    not_dicom      another kind of file
-    corrupt        DICOM, but its structure is broken
-    too_complex    more elements, or more in a deflated data set, than any image has
-    no_pixels      an object without an image
-    missing_tag    a required element is absent
-    bad_value      the value of an element is unusable
-    multi_frame    more than one frame
-    colour         neither MONOCHROME1 nor MONOCHROME2
-    bad_size       the sizes contradict the data
-    truncated      cut off on its way
-    undecodable    no decoder for it, or the decoder failed
-    blank          every pixel is the same
-    bad_array      an array that is no grey image
+Everything that pydicom and its decoders can raise is translated here into ``DicomError`` with a code of
+``trrg_sdk.gate_codes``.
 """
 
 from __future__ import annotations
@@ -34,6 +20,7 @@ from trrg_sdk import pixel_data
 from trrg_sdk.context import StudyContext, read_context
 from trrg_sdk.dicom_stream import read_all
 from trrg_sdk.errors import DicomError, InputError
+from trrg_sdk.gate_codes import reason
 from trrg_sdk.pixels import Window, show
 from trrg_sdk.report import GateReason
 
@@ -158,11 +145,14 @@ def load_study(folder: str | os.PathLike[str]) -> list[Radiograph | InputError]:
     return outcomes
 
 
-def pick_frontal(radiographs: Sequence[Radiograph]) -> tuple[Radiograph, list[tuple[Radiograph, GateReason]]]:
+def pick_frontal(
+    radiographs: Sequence[Radiograph], *, laterals: bool = False
+) -> tuple[Radiograph, list[tuple[Radiograph, GateReason]]]:
     """Choose the image to report: PA before AP before an unknown view, the larger one among equals.
 
     Args:
         radiographs: Images of one study; give those that the gate lets pass.
+        laterals: Take a lateral one where there is no other: the caller overrides the gate.
 
     Returns:
         The chosen one, and every other with the reason why it was not.
@@ -170,7 +160,8 @@ def pick_frontal(radiographs: Sequence[Radiograph]) -> tuple[Radiograph, list[tu
     Raises:
         InputError: None of them is frontal (code ``no_frontal``).
     """
-    ranked = sorted((r for r in radiographs if not is_lateral(r)), key=lambda r: (rank(r), -r.pixels.size))
+    usable = (r for r in radiographs if laterals or not is_lateral(r))
+    ranked = sorted(usable, key=lambda r: (is_lateral(r), rank(r), -r.pixels.size))
     if not ranked:
         raise InputError("the study holds no frontal chest image; send the PA or AP view", code="no_frontal")
     chosen = ranked[0]
@@ -191,12 +182,7 @@ def why_not(other: Radiograph, chosen: Radiograph) -> GateReason:
     """Say why an image of the study was not reported and ``chosen`` was."""
     if is_lateral(other):
         return GateReason("lateral_view", "The view is lateral; only frontal views are reported.", "None needed.")
-    better = chosen.view_position or "larger"
-    return GateReason(
-        "other_frontal",
-        f"Another frontal image of the study ({better}) was reported.",
-        "Report this image on its own if it is the one you want.",
-    )
+    return reason("other_frontal", better=chosen.view_position or "larger")
 
 
 def _from_array(array: NDArray[Any]) -> Radiograph:

@@ -1,17 +1,16 @@
 """May this image be reported? Every reason why not, in words that a technician can act on.
 
 What the file says of itself is judged first: modality, body part, view. Only an image that passes is looked at, since
-a polarity score of a CT slice means nothing. The codes:
-
-    wrong_modality  modality_missing  wrong_object  for_processing     the kind of image
-    wrong_body_part  lateral_view  unsupported_view                    what was taken
-    too_small  blank                                                   too little to see
-    not_chest_like  inverted  turned                                   what the image itself shows
+a polarity score of a CT slice means nothing. All codes with their sentences stand in ``trrg_sdk.gate_codes``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+
 from trrg_sdk.dicom import Radiograph, is_lateral
+from trrg_sdk.gate_codes import reason
 from trrg_sdk.photometry import Look, look
 from trrg_sdk.report import GateReason
 
@@ -27,39 +26,34 @@ _DECUBITUS = ("LLD", "RLD", "DECUBITUS")
 
 # Limits of the image's own scores; what they cost and find is measured by tests/benchmarks/gate_photometry.py.
 _MAX_FLAT = 0.9
+_MAX_END = 0.95  # of the pixels in the darkest or brightest twentieth of the range; 0.47 is the most of 1,018 films
+_GROUND = 0.6  # a plain ground is at least so much of a page
+_MIN_INK = 0.5  # so much of the rest has the colour of ink; 0.11 is the most of 1,018 films
+_MIN_WRITING = 0.002  # fewer pixels at the other end are dead ones
 _MAX_DISTANCE = 2.1
 _MAX_DETAIL = 0.85
 _MIN_POLARITY = 1.0
 _MIN_UPRIGHT = -0.5
 
-_NOT_CHEST_LIKE = GateReason(
-    "not_chest_like",
-    "The image does not look like an upright frontal chest radiograph.",
-    "Check that the right image was sent. If it is a chest radiograph, it needs a reader without a draft.",
-)
-_INVERTED = GateReason(
-    "inverted",
-    "The grey values look inverted: the lungs are bright and the bones are dark.",
-    "Check Photometric Interpretation (0028,0004), or invert the array, and send the image again.",
-)
-_TURNED = GateReason(
-    "turned",
-    "The film looks upside down or turned onto its side.",
-    "Turn the image upright at the workstation and send it again.",
-)
 
-
-def check(radiograph: Radiograph) -> tuple[GateReason, ...]:
+def check(radiograph: Radiograph, *, accept: AbstractSet[str] = frozenset()) -> tuple[GateReason, ...]:
     """Judge one image.
 
     Args:
         radiograph: As loaded. What its file does not say (an array says nothing) is left to the image itself.
+        accept: Codes that the caller overrides. Their reasons are found all the same; what is looked at only when
+            nothing spoke against the image before is then looked at too.
 
     Returns:
         All reasons against reporting it, the most telling first; empty when it may be reported.
     """
     reasons = [*declared(radiograph), *_size(radiograph)]
-    return tuple(reasons or judge(look(radiograph.pixels)))
+    if _stands(reasons, accept):
+        seen = look(radiograph.pixels)
+        reasons += _emptiness(seen)
+        if _stands(reasons, accept):
+            reasons += _shape(seen)
+    return tuple(reasons)
 
 
 def declared(radiograph: Radiograph) -> tuple[GateReason, ...]:
@@ -67,43 +61,26 @@ def declared(radiograph: Radiograph) -> tuple[GateReason, ...]:
     return (*_kind(radiograph), *_anatomy(radiograph))
 
 
+def judge(seen: Look) -> list[GateReason]:
+    """What the grey values say against reporting; empty when nothing does."""
+    return _emptiness(seen) or _shape(seen)
+
+
+def _stands(reasons: Iterable[GateReason], accept: AbstractSet[str]) -> bool:
+    return all(found.code in accept for found in reasons)
+
+
 def _kind(radiograph: Radiograph) -> list[GateReason]:
     """Modality and SOP class."""
     modality, sop_class = radiograph.modality, radiograph.sop_class_uid
     if modality and modality not in _RADIOGRAPHY:
-        return [
-            GateReason(
-                "wrong_modality",
-                f"The image is of modality {modality}; only projection radiographs (CR, DX) are reported.",
-                "Send the chest radiograph.",
-            )
-        ]
+        return [reason("wrong_modality", modality=modality)]
     if sop_class == _DX_FOR_PROCESSING:
-        return [
-            GateReason(
-                "for_processing",
-                "The image is the detector's raw data (For Processing), which is not meant to be looked at.",
-                "Send the image For Presentation.",
-            )
-        ]
+        return [reason("for_processing")]
     if sop_class and not modality and sop_class not in (_CR, _DX):
-        return [
-            GateReason(
-                "modality_missing",
-                "The file does not say its modality (0008,0060), and its SOP class leaves it open.",
-                "Export the original radiograph; a secondary capture needs Modality CR or DX.",
-            )
-        ]
+        return [reason("modality_missing")]
     known = sop_class in ("", _CR, _DX) or sop_class.startswith(_SECONDARY_CAPTURE)
-    if not known:
-        return [
-            GateReason(
-                "wrong_object",
-                "The object is no radiograph (neither CR, DX nor secondary capture), whatever modality it names.",
-                "Send the chest radiograph.",
-            )
-        ]
-    return []
+    return [] if known else [reason("wrong_object")]
 
 
 def _anatomy(radiograph: Radiograph) -> list[GateReason]:
@@ -111,29 +88,11 @@ def _anatomy(radiograph: Radiograph) -> list[GateReason]:
     part, view = radiograph.body_part, radiograph.view_position
     reasons = []
     if part and not any(word in part for word in _CHEST):
-        reasons.append(
-            GateReason(
-                "wrong_body_part",
-                f"The body part is {part}; only chest radiographs are reported.",
-                "Send the chest radiograph, or correct Body Part Examined (0018,0015) if it is one.",
-            )
-        )
+        reasons.append(reason("wrong_body_part", part=part))
     if is_lateral(radiograph):
-        reasons.append(
-            GateReason(
-                "lateral_view",
-                f"The view is {view} (lateral or oblique); only frontal views are reported.",
-                "Send the PA or AP view.",
-            )
-        )
+        reasons.append(reason("lateral_view", view=view))
     elif view in _DECUBITUS:
-        reasons.append(
-            GateReason(
-                "unsupported_view",
-                f"The view is {view} (lying on the side); only upright and supine frontal views are reported.",
-                "Send the PA or AP view.",
-            )
-        )
+        reasons.append(reason("unsupported_view", view=view))
     return reasons
 
 
@@ -142,29 +101,26 @@ def _size(radiograph: Radiograph) -> list[GateReason]:
     rows, columns = radiograph.pixels.shape
     if min(rows, columns) >= MIN_SIDE:
         return []
-    return [
-        GateReason(
-            "too_small",
-            f"The image has {rows} x {columns} pixels; at least {MIN_SIDE} in each direction are needed.",
-            "Send the original image, no thumbnail.",
-        )
-    ]
+    return [reason("too_small", rows=rows, columns=columns, least=MIN_SIDE)]
 
 
-def judge(seen: Look) -> list[GateReason]:
-    """What the grey values say against reporting; empty when nothing does."""
-    if seen.flat > _MAX_FLAT:
-        return [
-            GateReason(
-                "blank",
-                f"{seen.flat:.0%} of the image has one grey value: it is nearly all black or white.",
-                "Check the window of the image and that it was transferred whole, then send it again.",
-            )
-        ]
+def _emptiness(seen: Look) -> list[GateReason]:
+    """Something of a body must be there to see."""
+    ground, other = max(seen.dark, seen.bright), min(seen.dark, seen.bright)
+    if ground > _GROUND and other > max(_MIN_WRITING, _MIN_INK * (1 - ground)):
+        return [reason("burnt_in_only")]
+    if seen.flat > _MAX_FLAT or ground > _MAX_END:
+        colour = "black" if ground == seen.dark > _GROUND else "white" if ground > _GROUND else "grey"
+        return [reason("mostly_blank", share=max(seen.flat, ground), colour=colour)]
+    return []
+
+
+def _shape(seen: Look) -> list[GateReason]:
+    """An upright frontal chest of the right polarity."""
     nearest = min(seen.distance, seen.distance_inverted, seen.distance_turned)
     certain = nearest <= _MAX_DISTANCE and seen.detail <= _MAX_DETAIL
     if certain and seen.polarity >= _MIN_POLARITY and seen.upright >= _MIN_UPRIGHT:
-        return [] if seen.distance <= _MAX_DISTANCE else [_NOT_CHEST_LIKE]
+        return [] if seen.distance <= _MAX_DISTANCE else [reason("not_chest_like")]
     if not certain or nearest == seen.distance:
-        return [_NOT_CHEST_LIKE]
-    return [_INVERTED if nearest == seen.distance_inverted else _TURNED]
+        return [reason("not_chest_like")]
+    return [reason("inverted" if nearest == seen.distance_inverted else "turned")]

@@ -43,6 +43,8 @@ class Look:
         distance_turned: The smallest one after turning by 90, 180 or 270 degrees.
         detail: The part of the variance that the coarse shape leaves over; near 1 for noise.
         flat: The largest part of the pixels that have one grey value (within a hundredth of the range).
+        dark: The part of the pixels in the darkest twentieth of the range.
+        bright: The part in the brightest twentieth.
     """
 
     polarity: float
@@ -52,6 +54,8 @@ class Look:
     distance_turned: float
     detail: float
     flat: float
+    dark: float
+    bright: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,7 @@ def look(pixels: NDArray[np.float32], *, fit: Fit | None = None) -> Look:
         distance_inverted=fit.distance(-shape),
         distance_turned=min(fit.distance(coefficients(image)) for image in turned),
         detail=_detail(thumb, shape),
-        flat=_flat(pixels),
+        **_shares(pixels),
     )
 
 
@@ -145,10 +149,11 @@ def _detail(thumb: NDArray[np.float64], shape: NDArray[np.float64]) -> float:
     return 1.0 - energy / float(np.sum(thumb**2) + 1e-9)
 
 
-def _flat(pixels: NDArray[np.float32]) -> float:
-    """The largest part of a sample of the pixels that lies within one hundredth of the range."""
+def _shares(pixels: NDArray[np.float32]) -> dict[str, float]:
+    """How much of a sample of the pixels has one grey value, and lies at the ends of the range."""
     sample = pixels[:: max(1, pixels.shape[0] // 256), :: max(1, pixels.shape[1] // 256)]
-    return float(np.histogram(sample, 100)[0].max() / sample.size)
+    counts = np.histogram(sample, 100)[0] / sample.size
+    return {"flat": float(counts.max()), "dark": float(counts[:5].sum()), "bright": float(counts[-5:].sum())}
 
 
 def _clipped(image: NDArray[np.float64]) -> NDArray[np.float64]:

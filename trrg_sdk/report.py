@@ -44,12 +44,15 @@ class GateResult:
     """What the gate said about the image that was reported.
 
     Attributes:
-        status: Always ``"accepted"``: a refused image has no report, it raises ``RefusedError``.
+        status: ``"accepted"``, or ``"overridden"`` when the gate refused the image and the caller accepted it all the
+            same; otherwise a refused image has no report, it raises ``RefusedError``.
         reasons: Why other images of the same study were not used; empty for a single image.
+        overridden: What the gate said against the reported image; empty unless it was overridden.
     """
 
-    status: Literal["accepted"] = "accepted"
+    status: Literal["accepted", "overridden"] = "accepted"
     reasons: tuple[GateReason, ...] = ()
+    overridden: tuple[GateReason, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

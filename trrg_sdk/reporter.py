@@ -25,6 +25,7 @@ from trrg_sdk.decoding.options import Decoding
 from trrg_sdk.dicom import Radiograph, Source, load, load_study
 from trrg_sdk.engine import DEFAULT, Engine, Perception
 from trrg_sdk.errors import InputError
+from trrg_sdk.gate_codes import accepted
 from trrg_sdk.labeler import label_sentence
 from trrg_sdk.manifest import GRAPH_NAMES
 from trrg_sdk.many import Outcome, Work, outcomes
@@ -49,6 +50,7 @@ class Reporter:
     Attributes:
         bundle: The bundle.
         device: The device that really runs it, such as ``"cpu"``.
+        accept: Codes of the gate that are overridden.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Reporter:
         threads: int | None = None,
         clues: Sequence[Clue] = (),
         decoding: Decoding = DEFAULT,
+        accept: Iterable[str] = (),
     ) -> None:
         """Open a bundle. The graphs open in the background; the first report waits for them.
 
@@ -70,12 +73,14 @@ class Reporter:
             threads: Processor threads a graph may use; None takes the physical cores.
             clues: What to look for besides the bundle's own clues.
             decoding: How reports are written. The default is greedy, with drafts where the bundle has a report store.
+            accept: Codes of the gate to override (``trrg_sdk.gate_codes``); every report says where it was.
 
         Raises:
             BundleError: The bundle is missing, changed or unknown.
             DeviceError: The device does not work here.
             UsageError: A clue or an option makes no sense.
         """
+        self.accept = accepted(accept)
         with ThreadPoolExecutor(1) as pool:  # importing the runtime and hashing the bundle take the same time
             backend = pool.submit(open_backend, device=device, threads=threads)
             self.bundle = _open_bundle(bundle)
@@ -123,7 +128,7 @@ class Reporter:
         override = self._engine.clues.override(clue_scores)
         watch = Stopwatch()
         with watch.step("total"):
-            selection = _choose(source, watch)
+            selection = _choose(source, self.accept, watch)
             perception = self._perceive(selection.radiograph, override, watch)
             with watch.step("decode"):
                 generation = self._engine.write(perception.prompt, scores=perception.scores)
@@ -155,7 +160,7 @@ class Reporter:
         override = self._engine.clues.override(clue_scores)
         watch = Stopwatch()
         with watch.step("total"):
-            selection = _choose(source, watch)
+            selection = _choose(source, self.accept, watch)
             perception = self._perceive(selection.radiograph, override, watch)
             with watch.step("decode"):
                 told, generation = yield from self._growing(perception, cancel)
@@ -229,7 +234,7 @@ class Reporter:
         """
         watch = Stopwatch()
         with watch.step("total"):
-            selection = _choose(source, watch)
+            selection = _choose(source, self.accept, watch)
             perception = self._perceive(selection.radiograph, self._engine.clues.override(None), watch)
             with watch.step("decode"):
                 generation = self._engine.write(perception.prompt, scores=perception.scores)
@@ -284,7 +289,7 @@ class Reporter:
         """Read and perceive a source; the pixels are gone afterwards unless they are to be kept."""
         watch = Stopwatch()
         try:
-            selection = _choose(source, watch)
+            selection = _choose(source, self.accept, watch)
         except InputError as error:
             return _bare(error)
         perception = self._perceive(selection.radiograph, override, watch)
@@ -368,14 +373,14 @@ def _open_bundle(bundle: Bundle | str | os.PathLike[str] | None) -> Bundle:
     return Bundle.embedded() if bundle is None else Bundle.load(bundle)
 
 
-def _choose(source: Source, watch: Stopwatch) -> Selection:
+def _choose(source: Source, accept: frozenset[str], watch: Stopwatch) -> Selection:
     with watch.step("load"):
         if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
             candidates = load_study(source)
         else:
             candidates = [load(source)]
     with watch.step("gate"):
-        return select(candidates)
+        return select(candidates, accept=accept)
 
 
 def _judged(item: WrittenSentence, perception: Perception, peaks: Mapping[str, HeatPeak]) -> Sentence:

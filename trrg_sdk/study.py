@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from trrg_sdk.dicom import Radiograph, pick_frontal
 from trrg_sdk.errors import InputError, RefusedError
 from trrg_sdk.gate import check
+from trrg_sdk.gate_codes import REFUSALS
 from trrg_sdk.report import GateReason, GateResult, ImageInfo
 
 
@@ -16,7 +18,7 @@ class Selection(NamedTuple):
 
     Attributes:
         radiograph: The chosen image.
-        gate: Why the others were not chosen, in the order of the input.
+        gate: Why the others were not chosen, in the order of the input, and what of the gate was overridden.
         images: Every image that could be read, in the order of the input.
     """
 
@@ -25,11 +27,12 @@ class Selection(NamedTuple):
     images: tuple[ImageInfo, ...]
 
 
-def select(candidates: Sequence[Radiograph | InputError]) -> Selection:
-    """Choose the image to report.
+def select(candidates: Sequence[Radiograph | InputError], *, accept: AbstractSet[str] = frozenset()) -> Selection:
+    """Choose the image to report; one that needs no override comes before those that do.
 
     Args:
         candidates: At least one image of one study, or the error that stands for it.
+        accept: Codes of the gate that the caller overrides.
 
     Returns:
         The choice.
@@ -40,25 +43,34 @@ def select(candidates: Sequence[Radiograph | InputError]) -> Selection:
     """
     if len(candidates) == 1 and isinstance(candidates[0], InputError):
         raise candidates[0]
-    refused = [_reasons(candidate) for candidate in candidates]
-    accepted = [item for item, why in zip(candidates, refused, strict=True) if isinstance(item, Radiograph) and not why]
-    if not accepted:
-        raise _refusal([reason for reasons in refused for reason in reasons])
-    chosen, others = pick_frontal(accepted)
-    unused = {id(radiograph): (reason,) for radiograph, reason in others}
-    why_not = [unused.get(id(item), reasons) for item, reasons in zip(candidates, refused, strict=True)]
+    found = [_reasons(candidate, accept) for candidate in candidates]
+    against = [[reason for reason in reasons if reason.code not in accept] for reasons in found]
+    passed = [item for item, why in zip(candidates, against, strict=True) if isinstance(item, Radiograph) and not why]
+    if not passed:
+        raise _refusal([reason for reasons in against for reason in reasons])
+    reasons_of = {id(item): reasons for item, reasons in zip(candidates, found, strict=True)}
+    unaided = [item for item in passed if not reasons_of[id(item)]]
+    chosen, others = pick_frontal(unaided or passed, laterals="lateral_view" in accept)
+    overridden = reasons_of[id(chosen)]
+    unused = {id(chosen): ()} | {id(item): reasons_of[id(item)] or (reason,) for item, reason in others}
+    why_not = [unused.get(id(item), reasons) for item, reasons in zip(candidates, found, strict=True)]
     images = tuple(
-        _image_info(item, reasons)
+        _image_info(item, reasons, used=item is chosen)
         for item, reasons in zip(candidates, why_not, strict=True)
         if isinstance(item, Radiograph)
     )
-    return Selection(chosen, GateResult(reasons=tuple(reason for reasons in why_not for reason in reasons)), images)
+    gate = GateResult(
+        status="overridden" if overridden else "accepted",
+        reasons=tuple(reason for reasons in why_not for reason in reasons),
+        overridden=overridden,
+    )
+    return Selection(chosen, gate, images)
 
 
-def _reasons(candidate: Radiograph | InputError) -> tuple[GateReason, ...]:
+def _reasons(candidate: Radiograph | InputError, accept: AbstractSet[str]) -> tuple[GateReason, ...]:
     if isinstance(candidate, InputError):
-        return (GateReason(candidate.code, str(candidate), "Export this image again, or leave it out."),)
-    return check(candidate)
+        return (GateReason(candidate.code, str(candidate), REFUSALS[candidate.code].action),)
+    return check(candidate, accept=accept)
 
 
 def _refusal(reasons: Sequence[GateReason]) -> RefusedError:
@@ -66,6 +78,6 @@ def _refusal(reasons: Sequence[GateReason]) -> RefusedError:
     return RefusedError(f"{first.message} {first.action}", code=first.code, reasons=reasons)
 
 
-def _image_info(radiograph: Radiograph, reasons: Sequence[GateReason]) -> ImageInfo:
+def _image_info(radiograph: Radiograph, reasons: Sequence[GateReason], *, used: bool) -> ImageInfo:
     why = " ".join(reason.message for reason in reasons)
-    return ImageInfo(radiograph.sop_instance_uid, radiograph.view_position, used=not reasons, reason=why)
+    return ImageInfo(radiograph.sop_instance_uid, radiograph.view_position, used=used, reason=why)

@@ -318,9 +318,9 @@ def test_graphs_open_while_the_image_is_read(make: Callable[..., Reporter], monk
         assert read.wait(10), "the reader waited for the graphs"
         return open_decoder(*arguments)
 
-    def noticed(candidates: Any) -> Any:
+    def noticed(candidates: Any, **options: Any) -> Any:
         read.set()
-        return select(candidates)
+        return select(candidates, **options)
 
     monkeypatch.setattr("trrg_sdk.engine.open_decoder", slow)
     monkeypatch.setattr("trrg_sdk.reporter.select", noticed)

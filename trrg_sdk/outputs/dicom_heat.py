@@ -23,7 +23,7 @@ from trrg_sdk.outputs.coding import Coding
 from trrg_sdk.outputs.dicom_document import Kind, coded, head, to_bytes
 from trrg_sdk.outputs.identity import require_context
 from trrg_sdk.outputs.overlay import captioned, grey, overlaid
-from trrg_sdk.outputs.text import printable
+from trrg_sdk.outputs.text import printable, warnings
 from trrg_sdk.reading import Picture, Reading
 from trrg_sdk.report import ClueScore
 
@@ -83,13 +83,13 @@ def _describe(dataset: Dataset, reading: Reading, shown: list[ClueScore]) -> Non
     dataset.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
     dataset.ConversionType = "WSD"
     dataset.PatientOrientation = ""
-    dataset.BodyPartExamined = "CHEST"  # the gate reports nothing else; it is unpaired, so there is no Laterality
+    if not reading.report.gate.overridden:
+        dataset.BodyPartExamined = "CHEST"  # the gate lets nothing else pass; it is unpaired, so there is no Laterality
     dataset.BurnedInAnnotation = "NO" if context.burned_in_annotation == "NO" else "YES"
     frames = "; ".join(f"{number}: {clue.name} {clue.probability:.2f}" for number, clue in enumerate(shown, start=1))
     if not context.deidentified:  # the profile removes any
-        dataset.DerivationDescription = printable(f"probability of each clue per patch, over the image. {frames}")[
-            :1024
-        ]
+        said = " ".join(("probability of each clue per patch, over the image.", *warnings(reading.report), frames))
+        dataset.DerivationDescription = printable(said)[:1024]
     dataset.DerivationCodeSequence = [coded(coding.HEAT_MAP)]
 
 

@@ -2,7 +2,7 @@
 
     CONTAINER Diagnostic Imaging Report
       HAS OBS CONTEXT   the device: program, bundle, SHA-256 of its manifest (TID 1002, 1004)
-      CONTAINS          About this draft: intended use, notes
+      CONTAINS          About this draft: intended use, forced clues, what of the gate was overridden, notes
       CONTAINS          Findings, Impressions: one TEXT a sentence
                           HAS PROPERTIES  Verdict
                           INFERRED FROM   the image
@@ -25,7 +25,7 @@ from trrg_sdk.outputs import coding, missing_package
 from trrg_sdk.outputs.coding import Coding
 from trrg_sdk.outputs.dicom_document import Kind, head, image_reference, to_bytes
 from trrg_sdk.outputs.identity import MANUFACTURER, device_name, device_uuid, require_context, to_uid
-from trrg_sdk.outputs.text import BANNER, printable
+from trrg_sdk.outputs.text import BANNER, printable, warnings
 from trrg_sdk.reading import Picture, Reading
 from trrg_sdk.report import Evidence, HeatPeak, Omission, Report, Sentence
 
@@ -120,9 +120,7 @@ def about(report: Report) -> Iterator[str]:
     """What a reader has to know before the first sentence."""
     yield BANNER
     yield printable(report.provenance.intended_use)
-    if any(clue.forced for clue in report.clues):
-        yield "Clue scores were forced by the caller: this text does not describe the image."
-    yield from map(printable, report.notes)
+    yield from map(printable, (*warnings(report), *report.notes))
 
 
 def headed(section: str) -> tuple[Coding, Coding]:

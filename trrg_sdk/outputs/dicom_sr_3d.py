@@ -93,9 +93,10 @@ def _algorithm(reading: Reading) -> AlgorithmIdentification:
     from highdicom.sr import AlgorithmIdentification
 
     made = reading.report.provenance
+    overridden = [f"gate overridden: {reason.code}" for reason in reading.report.gate.overridden]
     return AlgorithmIdentification(
         made.bundle_id,
         made.manifest_sha256,
-        parameters=[f"trrg-sdk {made.sdk_version}", made.precision],
+        parameters=[f"trrg-sdk {made.sdk_version}", made.precision, *overridden],
         manufacturer=MANUFACTURER,
     )

@@ -161,7 +161,9 @@ def _report(reading: Reading, context: StudyContext, results: list[UUID], releas
         **_about(reading, context),
         "result": [{"reference": name.urn} for name in results],
         "study" if release == "R5" else "imagingStudy": [_study(context)],
-        "conclusion": f"{text.BANNER} {text.printable(impression or report.text)}".strip(),
+        "conclusion": " ".join(
+            (text.BANNER, *map(text.printable, (*text.warnings(report), impression or report.text)))
+        ),
         "presentedForm": [
             {
                 "contentType": "text/plain; charset=utf-8",

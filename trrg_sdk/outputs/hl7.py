@@ -140,9 +140,7 @@ def _order(reading: Reading, context: StudyContext) -> dict[int, str]:
 
 def _first_words(reading: Reading) -> tuple[str, ...]:
     report = reading.report
-    forced = any(clue.forced for clue in report.clues)
-    warning = ("Clue scores were forced by the caller: this text does not describe the image.",) if forced else ()
-    return (text.BANNER, report.provenance.intended_use, *warning, *report.notes)
+    return (text.BANNER, report.provenance.intended_use, *text.warnings(report), *report.notes)
 
 
 def _results(reading: Reading, context: StudyContext) -> Iterable[_Result]:

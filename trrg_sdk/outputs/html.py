@@ -89,8 +89,7 @@ def _figure(image: NDArray[np.uint8], caption: str) -> str:
 
 
 def _banner(report: Report) -> str:
-    forced = " Clue scores were forced by the caller: this text does not describe the image."
-    warning = forced if any(clue.forced for clue in report.clues) else ""
+    warning = "".join(f" {escape(text.printable(line))}" for line in text.warnings(report))
     use = escape(text.printable(report.provenance.intended_use))
     return f'<div class="banner"><strong>{text.BANNER}</strong>{warning}<br>{use}</div>'
 

@@ -32,8 +32,9 @@ def result_uuid(purpose: str, reading: Reading) -> uuid.UUID:
         reading: The study's.
 
     Returns:
-        A UUID of the purpose, the study, the image, the bundle, the version of this package and the forced clues: what
-        decides the content. Device, threads and time are left out, because they do not make another result.
+        A UUID of the purpose, the study, the image, the bundle, the version of this package, the forced clues and what
+        of the gate was overridden: what decides the content. Device, threads and time are left out: they do not
+        make another result.
     """
     report, context = reading.report, reading.context or StudyContext()
     forced = [f"{clue.name}={clue.probability}" for clue in report.clues if clue.forced]
@@ -45,6 +46,7 @@ def result_uuid(purpose: str, reading: Reading) -> uuid.UUID:
         report.provenance.manifest_sha256,
         report.provenance.sdk_version,
         *forced,
+        *(f"overridden {reason.code}" for reason in report.gate.overridden),
     ]
     if not context.sop_instance_uid and not any(images):
         parts.append(report.text)  # an array has no name of its own

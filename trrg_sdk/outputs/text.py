@@ -50,6 +50,15 @@ def printable(text: str) -> str:
     return "".join(sign if kept else "\N{REPLACEMENT CHARACTER}" for sign, kept in zip(text, keeps, strict=True))
 
 
+def warnings(report: Report) -> list[str]:
+    """What makes this report worth less than others: forced clues, and what of the gate was overridden."""
+    forced = any(clue.forced for clue in report.clues)
+    said = ["Clue scores were forced by the caller: this text does not describe the image."] if forced else []
+    for reason in report.gate.overridden:
+        said.append(f"The gate refused this image, and the caller overrode it ({reason.code}): {reason.message}")
+    return said
+
+
 def provenance_line(report: Report) -> str:
     """What made the report, in one line."""
     made = report.provenance
@@ -75,9 +84,8 @@ def describe_clue(clue: Evidence | Omission) -> str:
 
 def _banner(report: Report) -> str:
     lines = [BANNER]
-    lines += textwrap.wrap(report.provenance.intended_use, _WIDTH)
-    if any(clue.forced for clue in report.clues):
-        lines.append("Clue scores were forced by the caller: this text does not describe the image.")
+    for line in (report.provenance.intended_use, *warnings(report)):
+        lines += textwrap.wrap(line, _WIDTH)
     rule = "=" * _WIDTH
     return "\n".join((rule, *lines, rule))
 

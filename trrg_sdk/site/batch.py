@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trrg_sdk.dicom import Radiograph
-from trrg_sdk.errors import InputError, RefusedError
+from trrg_sdk.errors import InputError, RefusedError, UsageError
 from trrg_sdk.outputs.deidentify import deidentify
 from trrg_sdk.reading import Reading
 from trrg_sdk.report import Report
@@ -112,10 +112,12 @@ class Batch:
         """Prepare the output folder.
 
         Raises:
-            UsageError: It cannot be written.
+            UsageError: It cannot be written, or reporter and options override different codes.
         """
         self._reporter, self._tree, self._out = reporter, tree, out
         self._ledger, self._options = ledger, options
+        if reporter.accept != options.accept:
+            raise UsageError("the reporter and the options override different codes of the gate; give both the same")
         self.settle_s = options.settle_s
         self._settling = Settling(options.settle_s)
         for folder in (out / REPORTS, out / CARDS, out / PICTURES):
@@ -215,7 +217,7 @@ class Batch:
             outbox.remove(self._of_before(study.name) - set(files))
         if report is not None and self._options.filed is not None:
             self._options.filed([path for path in files if path.parent.name == REPORTS])
-        self._ledger.finish(study.key, row, audit=self._audit(study.name, row))
+        self._ledger.finish(study.key, row, audit=self._audit(study.name, row, report))
         run.tally.finished[row.state] += 1
         run.progress.advance(row.state)
 
@@ -246,7 +248,8 @@ class Batch:
     def _of_before(self, name: str) -> set[Path]:
         return {path for folder in (REPORTS, PICTURES) for path in (self._out / folder).glob(f"{name}.*")}
 
-    def _audit(self, name: str, row: Row) -> dict[str, str]:
+    def _audit(self, name: str, row: Row, report: Report | None) -> dict[str, str]:
         provenance = {"bundle": self._reporter.bundle.manifest.bundle_id, "manifest_sha256": row.manifest}
         outcome = {"time": row.finished, "study": name, "outcome": row.state, "reason": row.code}
+        outcome["overridden"] = ",".join(reason.code for reason in report.gate.overridden) if report else ""
         return {**outcome, **provenance, "formats": row.formats, "device": self._reporter.device, "sdk": __version__}

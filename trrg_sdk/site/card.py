@@ -13,6 +13,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
+from trrg_sdk.outputs.text import warnings
 from trrg_sdk.report import ClueScore, GateReason, Omission, Report, Sentence
 from trrg_sdk.site.ledger import Row
 
@@ -51,6 +52,7 @@ def report_card(name: str, row: Row, report: Report) -> bytes:
     worst = next((v for v in _VERDICTS if any(sentence.verdict == v for sentence in report.sentences)), "not_checkable")
     side = f'<img src="pictures/{name}.jpg" alt="the reported image" loading="lazy">'
     body = [
+        *(f'<p class="overridden">{_text(line)}</p>' for line in warnings(report)),
         *_sections(report.sentences),
         _omissions(report.omissions),
         _notes((*report.notes, *(f"{reason.message} {reason.action}" for reason in report.gate.reasons))),

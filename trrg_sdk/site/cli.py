@@ -57,6 +57,9 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
             help="leave files alone that changed less than so many seconds ago (default: 5)",
         )
         parser.add_argument(
+            "--accept", action="append", default=[], metavar="CODE", help="override a code of the gate (repeatable)"
+        )
+        parser.add_argument(
             "--deidentify", metavar="KEYFILE", help="take the patient out of every output; as of trrg report"
         )
     batch.add_argument("--limit", type=_positive, metavar="N", help="report so many studies at most")
@@ -119,18 +122,25 @@ def run_watch(args: argparse.Namespace) -> int:
 
 
 def _job(args: argparse.Namespace) -> Job:
+    from trrg_sdk.gate_codes import accepted
     from trrg_sdk.outputs.deidentify import read_key
     from trrg_sdk.site.job import Job, open_outputs
 
     key = read_key(args.deidentify) if args.deidentify else b""
-    options = replace(open_outputs(args.format), workers=args.workers, settle_s=args.settle, key=key)
+    options = replace(
+        open_outputs(args.format),
+        workers=args.workers,
+        settle_s=args.settle,
+        key=key,
+        accept=accepted(args.accept),
+    )
     return Job(Path(args.folder), Path(args.out), options)
 
 
 def _reporter(args: argparse.Namespace) -> Reporter:
     from trrg_sdk.reporter import Reporter
 
-    return Reporter(args.bundle, device=args.device, threads=args.threads)
+    return Reporter(args.bundle, device=args.device, threads=args.threads, accept=args.accept)
 
 
 def _dry_run(job: Job, args: argparse.Namespace) -> int:

@@ -47,7 +47,7 @@ h3 { margin: .5rem 0 .2rem; font-size: .75rem; letter-spacing: .06em; text-trans
 .unsupported.v, p.unsupported { background: #fdebcf }
 .contradicted.v, p.contradicted { background: #fbdcdc; font-weight: 600 }
 .not_checkable.v, p.not_checkable { background: #eceff3 }
-p.omitted { border: 1px dashed #c62828 }
+p.omitted, p.overridden { border: 1px dashed #c62828 }
 details { margin-top: .5rem; color: var(--soft); font-size: .85rem }
 details ul { margin: .3rem 0; padding-left: 1.2rem }
 .clues { list-style: none; margin: 0; padding: 0; font-size: .8rem }

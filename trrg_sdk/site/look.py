@@ -27,6 +27,7 @@ class Options:
         limit: Studies to report in a round at most; None for all.
         settle_s: Files that changed less than so many seconds ago are left for the next round.
         key: Secret to de-identify the outputs with; b"" leaves them as they are.
+        accept: Codes of the gate that are overridden.
         filed: Is given a study's new files before the ledger says done: to send them, say. It may be given the same
             files again after a kill, so it must not mind.
     """
@@ -36,13 +37,18 @@ class Options:
     limit: int | None = None
     settle_s: float = 5.0
     key: bytes = field(default=b"", repr=False)
+    accept: frozenset[str] = frozenset()
     filed: Callable[[Sequence[Path]], None] | None = None
 
     @property
     def formats(self) -> str:
-        """Names of the formats, sorted, and whether they are de-identified, with which key."""
-        names = ",".join(sorted(output.NAME for output in self.outputs))
-        return f"{names} deidentified-{hashlib.sha256(self.key).hexdigest()[:8]}" if self.key else names
+        """Names of the formats, sorted; whether they are de-identified, with which key; what is overridden."""
+        parts = [",".join(sorted(output.NAME for output in self.outputs))]
+        if self.key:
+            parts.append(f"deidentified-{hashlib.sha256(self.key).hexdigest()[:8]}")
+        if self.accept:
+            parts.append(f"accept-{','.join(sorted(self.accept))}")
+        return " ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +134,7 @@ def look(
         read = read_entries(tree, files, known.entries, pool, stopped)
     if stopped():  # what was not read is not unreadable
         files = [found for found in files if found.key in read or found.key in known.entries]
-    studies = group(files, {**known.entries, **read}, left_out=left_out)
+    studies = group(files, {**known.entries, **read}, left_out=left_out, accept=options.accept)
     settled = [study for study in studies if not young or not any(i.found.key in young for i in study.images)]
     formats = options.formats
     todo = [study for study in settled if not _is_done(study, known.marks.get(study.key), formats, manifest)]

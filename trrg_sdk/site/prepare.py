@@ -11,7 +11,8 @@ from trrg_sdk.dicom import Radiograph, load, why_not
 from trrg_sdk.dicom_header import Header, read_header
 from trrg_sdk.errors import DicomError, InputError, RefusedError
 from trrg_sdk.gate import declared
-from trrg_sdk.report import GateReason, GateResult, ImageInfo, Report
+from trrg_sdk.gate_codes import REFUSALS, reason
+from trrg_sdk.report import GateReason, ImageInfo, Report
 from trrg_sdk.site.studies import Image, Study
 from trrg_sdk.site.walk import Tree
 
@@ -23,10 +24,6 @@ MAX_LISTED = 16
 
 _CUT_OFF = ("truncated", "corrupt", "bad_size", "no_pixels")
 _UNREAD = ("corrupt", "too_complex", "unreadable")
-_ACTION = "Export this image again, or leave it out."
-_DUPLICATE = GateReason("duplicate", "The same image is in the study twice; one of them was used.", "None needed.")
-_DERIVED = GateReason("derived", "The image was made from others after the examination.", "None needed.")
-_NO_IMAGE = GateReason("no_pixels", "The object holds no image.", "Send the chest radiograph itself.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +65,7 @@ class Prepared:
 
     def retry(self, refused: RefusedError) -> Task:
         """Go on with the next image, after the gate refused this one."""
-        new = (reason for reason in refused.reasons if isinstance(reason, GateReason))
+        new = (found for found in refused.reasons if isinstance(found, GateReason))
         reasons = (*self.task.reasons, *new)
         return replace(self.task, first=self.task.first + 1, reasons=reasons, refused=True)
 
@@ -111,7 +108,9 @@ def _first(tree: Tree, task: Task, *, young: bool) -> Prepared:
         except DicomError as error:
             if young and error.code in _CUT_OFF:
                 return Prepared(task, error=error, waiting=True)
-            task = replace(task, reasons=(*task.reasons, GateReason(error.code, str(error), _ACTION)))
+            task = replace(
+                task, reasons=(*task.reasons, GateReason(error.code, str(error), REFUSALS[error.code].action))
+            )
     return Prepared(*_refusal(tree, task), waiting=young and not task.study.candidates)
 
 
@@ -120,8 +119,7 @@ def _refusal(tree: Tree, task: Task) -> tuple[Task, None, bytes, InputError]:
     left_out = task.study.left_out
     reasons = [*task.reasons, *(_why_not(image, _header(tree, image), None) for image in left_out[:MAX_LISTED])]
     if len(task.study.candidates) > MAX_TRIES:
-        message = f"The first {MAX_TRIES} images cannot be reported; there are {len(task.study.candidates)}."
-        reasons.append(GateReason("too_many_images", message, "Send the chest radiograph alone."))
+        reasons.append(reason("too_many_images", tried=MAX_TRIES, count=len(task.study.candidates)))
     task = replace(task, reasons=tuple(reasons))
     message, code = f"{reasons[0].message} {reasons[0].action}", reasons[0].code
     if task.refused or any(image.code not in _UNREAD for image in left_out):
@@ -141,25 +139,23 @@ def complete(report: Report, tree: Tree, prepared: Prepared) -> Report:
     images, reasons = [], []
     for image, known in others:
         header = _header(tree, image)
-        reason = known or _why_not(image, header, chosen)
-        reasons.append(reason)
+        why = known or _why_not(image, header, chosen)
+        reasons.append(why)
         if header is not None and header.rows:
             described = header.described
-            images.append(ImageInfo(described.sop_instance_uid, described.view_position, False, reason.message))
-    return replace(report, images=(*report.images, *images), gate=GateResult(reasons=tuple(reasons)))
+            images.append(ImageInfo(described.sop_instance_uid, described.view_position, False, why.message))
+    return replace(report, images=(*report.images, *images), gate=replace(report.gate, reasons=tuple(reasons)))
 
 
 def _why_not(image: Image, header: Header | None, chosen: Radiograph | None) -> GateReason:
-    if image.code == "duplicate":
-        return _DUPLICATE
-    if image.code == "no_pixels":
-        return _NO_IMAGE
+    if image.code in ("duplicate", "no_pixels"):
+        return reason(image.code)
     if header is None:
-        return GateReason(image.code or "unreadable", "The file cannot be read.", _ACTION)
-    said = declared(header.described)
+        return reason(image.code if image.code in _UNREAD else "unreadable")
+    said = sorted(declared(header.described), key=lambda found: found.code != image.code)  # not one that is overridden
     if said or chosen is None:
-        return said[0] if said else GateReason(image.code, "The image cannot be reported.", _ACTION)
-    return _DERIVED if header.derived else why_not(header.described, chosen)
+        return said[0] if said else reason("unreadable")  # it is another file by now
+    return reason("derived") if header.derived else why_not(header.described, chosen)
 
 
 def _header(tree: Tree, image: Image) -> Header | None:

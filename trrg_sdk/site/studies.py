@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Entry(NamedTuple):
         mtime_ns: Its last change when it was read.
         study: SHA-256 of the Study Instance UID; where there is none, of the file.
         instance: SHA-256 of the SOP Instance UID, b"" when there is none.
-        code: Why the image cannot be reported, as far as the header says; "" for a candidate.
+        code: Why the image cannot be reported, as far as the header says: all codes, with commas; "" for a candidate.
         order: The smaller, the earlier it is tried: original before derived, PA before AP, larger before smaller.
     """
 
@@ -51,7 +52,7 @@ class Image(NamedTuple):
     Attributes:
         found: Where it is.
         entry: What its header said.
-        code: Why it is left out; "" for a candidate.
+        code: The first reason to leave it out that is not overridden; "" for a candidate.
     """
 
     found: Found
@@ -127,13 +128,16 @@ def read_entries(
     return entries
 
 
-def group(files: Iterable[Found], entries: Mapping[bytes, Entry], *, left_out: Counter[str]) -> list[Study]:
+def group(
+    files: Iterable[Found], entries: Mapping[bytes, Entry], *, left_out: Counter[str], accept: AbstractSet[str]
+) -> list[Study]:
     """Put files together by study, in the order in which the studies were found first.
 
     Args:
         files: As walked.
         entries: File's key → what its header said; files without one are passed over.
         left_out: Is told of files that belong to no study.
+        accept: Codes of the gate that are overridden; images that need it are tried after those that do not.
     """
     members: dict[bytes, list[tuple[Found, Entry]]] = {}
     for found in files:
@@ -144,19 +148,25 @@ def group(files: Iterable[Found], entries: Mapping[bytes, Entry], *, left_out: C
             left_out[entry.code] += 1
         else:
             members.setdefault(entry.study, []).append((found, entry))
-    return [_study(key, items) for key, items in members.items()]
+    return [_study(key, items, accept) for key, items in members.items()]
 
 
-def _study(key: bytes, items: list[tuple[Found, Entry]]) -> Study:
+def _study(key: bytes, items: list[tuple[Found, Entry]], accept: AbstractSet[str]) -> Study:
     candidates: list[Image] = []
     left_out: list[Image] = []
     seen: set[bytes] = set()
-    for found, entry in sorted(items, key=lambda item: (item[1].order, item[0].path, item[0].member or 0)):
+    for found, entry in sorted(items, key=_place):
         duplicate = bool(entry.instance) and entry.instance in seen
         seen.add(entry.instance)
-        code = entry.code or ("duplicate" if duplicate else "")
+        against = next((code for code in entry.code.split(",") if code not in accept), "")
+        code = against or ("duplicate" if duplicate else "")
         (left_out if code else candidates).append(Image(found, entry, code))
     return Study(key, tuple(candidates), tuple(left_out))
+
+
+def _place(item: tuple[Found, Entry]) -> tuple[bool, int, str, int]:
+    found, entry = item
+    return bool(entry.code), entry.order, str(found.path), found.member or 0
 
 
 def _is_known(found: Found, entry: Entry | None) -> bool:
@@ -188,4 +198,4 @@ def _code(header: Header) -> str:
         return "dicomdir"
     if not header.rows:
         return "no_pixels"
-    return next((reason.code for reason in declared(header.described)), "")
+    return ",".join(reason.code for reason in declared(header.described))
