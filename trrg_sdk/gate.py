@@ -26,12 +26,13 @@ _DECUBITUS = ("LLD", "RLD", "DECUBITUS")
 
 # Limits of the image's own scores; what they cost and find is measured by tests/benchmarks/gate_photometry.py.
 _MAX_FLAT = 0.9
-_MAX_END = 0.95  # of the pixels in the darkest or brightest twentieth of the range; 0.47 is the most of 1,018 films
+_MAX_END = 0.9  # of the pixels in the darkest or brightest twentieth of the range; 0.47 is the most of 1,018 films
 _GROUND = 0.6  # a plain ground is at least so much of a page
-_MIN_INK = 0.5  # so much of the rest has the colour of ink; 0.11 is the most of 1,018 films
+_MIN_INK = 0.4  # of the rest; 0.37 is the most of narrowly windowed CT slices, 0.11 of 1,018 films
 _MIN_WRITING = 0.002  # fewer pixels at the other end are dead ones
 _MAX_DISTANCE = 2.1
-_MAX_DETAIL = 0.85
+_MAX_DETAIL = 0.85  # noise has more
+_MIN_DETAIL = 0.01  # a ramp has less; 0.019 is the least of 1,018 films
 _MIN_POLARITY = 1.0
 _MIN_UPRIGHT = -0.5
 
@@ -118,7 +119,7 @@ def _emptiness(seen: Look) -> list[GateReason]:
 def _shape(seen: Look) -> list[GateReason]:
     """An upright frontal chest of the right polarity."""
     nearest = min(seen.distance, seen.distance_inverted, seen.distance_turned)
-    certain = nearest <= _MAX_DISTANCE and seen.detail <= _MAX_DETAIL
+    certain = nearest <= _MAX_DISTANCE and _MIN_DETAIL <= seen.detail <= _MAX_DETAIL
     if certain and seen.polarity >= _MIN_POLARITY and seen.upright >= _MIN_UPRIGHT:
         return [] if seen.distance <= _MAX_DISTANCE else [reason("not_chest_like")]
     if not certain or nearest == seen.distance:

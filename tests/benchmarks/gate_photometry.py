@@ -2,6 +2,8 @@
 
 python tests/benchmarks/gate_photometry.py measure        the gate as it is, on every image
 python tests/benchmarks/gate_photometry.py crossvalidate  five fits, each measured on other patients
+python tests/benchmarks/gate_photometry.py others         the look alone at what is no chest film: real files without
+                                                          their tags, noise, pages, films beyond recognition
 python tests/benchmarks/gate_photometry.py fit            write trrg_sdk/photometry.json anew
 """
 
@@ -16,9 +18,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from trrg_sdk import gate, photometry
+from trrg_sdk.dicom import load
+from trrg_sdk.errors import DicomError
 
 Array = NDArray[np.float64]
 
@@ -124,10 +128,72 @@ def crossvalidate(images: list[NDArray[np.float32]], patients: list[str]) -> dic
     return table
 
 
+def written_page(rng: np.random.Generator) -> NDArray[np.float32]:
+    """A page of letters on a plain ground, smoothed as a screen does."""
+    side = int(rng.integers(300, 900))
+    page = Image.new("L", (side, side), 0)
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(int(rng.integers(10, 28)))
+    for row in range(int(rng.integers(3, 25))):
+        draw.text((10, 10 + row * 30), "".join(map(chr, rng.integers(48, 122, int(rng.integers(8, 40))))), 255, font)
+    values = np.asarray(page, dtype=np.float32)
+    return values if rng.random() < 0.5 else 255 - values
+
+
+def drawn(images: list[NDArray[np.float32]]) -> dict[str, Callable[[np.random.Generator], NDArray[np.float32]]]:
+    """Kinds of image that are no film, each from a random generator."""
+
+    def some(rng: np.random.Generator) -> NDArray[np.float32]:
+        return images[int(rng.integers(len(images)))]
+
+    def smooth(rng: np.random.Generator) -> NDArray[np.float32]:
+        coarse = Image.fromarray(rng.random((int(rng.integers(2, 12)),) * 2).astype(np.float32))
+        return np.asarray(coarse.resize((512, 512), Image.Resampling.BICUBIC))
+
+    def in_a_corner(rng: np.random.Generator) -> NDArray[np.float32]:
+        film = np.asarray(Image.fromarray(some(rng)).resize((100, 100)), dtype=np.float32)
+        black = rng.normal(4, 2, (512, 512)).astype(np.float32)
+        black[200:300, 200:300] = film
+        return black
+
+    return {
+        "noise, each pixel its own": lambda rng: rng.normal(size=(512, 512)).astype(np.float32),
+        "noise, smooth": smooth,
+        "ramp": lambda rng: np.add.outer(*(np.linspace(0, end, 512) for end in rng.normal(size=2))).astype(np.float32),
+        "page of writing": written_page,
+        "film of 4 % of the area, the rest black": in_a_corner,
+        "film with its rows shuffled": lambda rng: rng.permutation(some(rng)),
+        "film, mirrored (a left-right error)": lambda rng: some(rng)[:, ::-1],
+        "film, upside down, not mirrored": lambda rng: some(rng)[::-1],
+    }
+
+
+def others(images: list[NDArray[np.float32]], folder: Path, *, count: int = 200) -> dict[str, Counter[str]]:
+    """What the look at the image alone says of what is no upright chest film."""
+    table: dict[str, Counter[str]] = {}
+    for file in sorted(folder.iterdir()):
+        try:
+            film = load(file)
+        except DicomError:
+            continue
+        if min(film.pixels.shape) >= gate.MIN_SIDE:
+            kind = f"{film.modality or 'no modality'} {film.body_part or 'no body part'}".lower()
+            table.setdefault(f"file, {kind}", Counter())[said(film.pixels)] += 1
+    for name, make in drawn(images).items():
+        rng = np.random.default_rng(2)
+        table[name] = Counter(said(make(rng)) for _ in range(count))
+    return table
+
+
+def said(pixels: NDArray[np.float32]) -> str:
+    """The first code that the look finds, or "passed"."""
+    reasons = gate.judge(photometry.look(np.ascontiguousarray(pixels)))
+    return reasons[0].code if reasons else "passed"
+
+
 def main() -> None:
-    """Run one of the three."""
+    """Run one of the four."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("measure", "crossvalidate", "fit"))
+    parser.add_argument("command", choices=("measure", "crossvalidate", "others", "fit"))
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data")
     options = parser.parse_args()
     images, patients = films(options.shared)
@@ -137,9 +203,12 @@ def main() -> None:
         target = ROOT / "trrg_sdk" / "photometry.json"
         target.write_text(json.dumps({"source": source, **content}) + "\n", encoding="utf-8")
         return
-    table = measure(images) if options.command == "measure" else crossvalidate(images, patients)
+    if options.command == "others":
+        table = others(images, options.shared / "dicom")
+    else:
+        table = measure(images) if options.command == "measure" else crossvalidate(images, patients)
     for name, outcomes in table.items():
-        print(f"{name:14}", ", ".join(f"{code} {count}" for code, count in outcomes.most_common()))
+        print(f"{name:40}", ", ".join(f"{code} {count}" for code, count in outcomes.most_common()))
 
 
 if __name__ == "__main__":

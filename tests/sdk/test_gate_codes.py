@@ -148,6 +148,11 @@ def test_an_unknown_code_is_answered_with_the_list() -> None:
         accepted(["inverse"])
 
 
+def test_a_shadow_without_any_detail_is_no_chest() -> None:
+    ramp = np.add.outer(np.linspace(0, 1000, 256), np.linspace(0, -300, 256)) + 500
+    assert codes(check(load(ramp))) == ["not_chest_like"]
+
+
 def test_a_dead_pixel_is_no_writing_and_much_black_around_a_chest_is_allowed() -> None:
     pixels = np.zeros((256, 256), np.uint16)
     pixels[0, 0] = 4095
