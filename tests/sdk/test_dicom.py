@@ -249,7 +249,7 @@ def test_choice_of_the_frontal_view() -> None:
 
 
 def test_pydicom_is_whole_before_threads_read() -> None:
-    """Threads that import its modules at once meet half of one: a good file was called damaged, once in five batches."""
+    """Threads that import its modules at once meet half of one: a good file was called damaged."""
     inside = "sorted(name for name in sys.modules if name in names)"
     names = ["pydicom.encaps", "pydicom.filereader", "pydicom.pixels.decoders.base", "pydicom.uid"]
     code = f"import sys; from trrg_sdk.dicom_tags import quiet; names = {names}; print({inside})\n"
