@@ -32,14 +32,14 @@ MAX_FUNCTION_LINES = 40
 
 # What a module of the runtime may import lies in its own row or in one above. A new module takes its place here.
 LAYERS = (
-    {"errors", "report", "version"},
-    {"bundle", "engines", "manifest", "signature", "strict_json", "summary"},
+    {"errors", "report", "stopwatch", "version"},
+    {"bundle", "engines", "manifest", "processors", "signature", "strict_json", "summary"},
     {"context", "dicom", "dicom_header", "dicom_stream", "dicom_tags", "pixel_data", "pixels", "codestream"}
     | {"reading", "study"}
     | {"gate", "gate_codes", "photometry", "preprocess", "labeler", "label_rules", "sentences"},
     {"backends"},
-    {"clues", "decoding", "verify"},
-    {"engine"},
+    {"clues", "decoding", "uncertainty", "verify"},
+    {"engine", "many"},
     {"reporter"},
     {"listing", "outputs", "site"},
     {"doctor"},
@@ -57,8 +57,6 @@ NEVER_IN_RUNTIME = {
     "peft",
     "safetensors",
     "scipy",
-    "tensorrt",
-    "tensorrt_rtx",
     "torch",
     "transformers",
 }
@@ -69,6 +67,8 @@ NOT_LOADED_BY_THE_DOOR = (
     "onnxruntime",
     "openvino",
     "tensorrt",
+    "tensorrt_rtx",
+    "cuda",
     "pydicom",
     "highdicom",
     "tokenizers",

@@ -26,6 +26,7 @@ MAX_BARE_MEGABYTES = 250
 
 # Distributions whose import name differs, or which are used through another one.
 IMPORT_NAMES = {
+    "cuda-bindings": "cuda",
     "cyclonedx-python-lib": "cyclonedx",
     "neural-compressor-pt": "neural_compressor",
     "packageurl-python": "packageurl",
@@ -82,7 +83,7 @@ def third_party_imports(package: str) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("package", "extras"),
     [
-        ("trrg_sdk", ("", "cpu", "gpu", "openvino", "signature", "sr", "fhir", "hl7", "site")),
+        ("trrg_sdk", ("", "cpu", "gpu", "openvino", "signature", "sr", "fhir", "hl7", "site", "tensorrt")),
         ("trrg_train", ("", "train", "cpu")),
         ("trrg_export", ("", "cpu", "train", "signature", "export", "gptq")),
     ],

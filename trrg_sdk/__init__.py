@@ -28,11 +28,11 @@ if TYPE_CHECKING:
         UsageError,
     )
     from trrg_sdk.report import Report
-    from trrg_sdk.reporter import Outcome, Reporter
+    from trrg_sdk.reporter import Reporter
 
 _HOMES = {
     "Reporter": "reporter",
-    "Outcome": "reporter",
+    "Outcome": "many",
     "Report": "report",
     "Clue": "clues",
     "Bundle": "bundle",

@@ -30,6 +30,7 @@ from trrg_sdk.manifest import (
     DIGEST_FILE,
     MANIFEST_FILE,
     SIGNATURE_FILE,
+    ArraySpec,
     Axes,
     FileSpec,
     Manifest,
@@ -127,7 +128,17 @@ class Bundle:
         Raises:
             BundleError: The file is no ``.npy`` array of that dtype and shape.
         """
-        spec = self.manifest.token_embedding
+        return self.array(self.manifest.token_embedding)
+
+    def array(self, spec: ArraySpec) -> NDArray[Any]:
+        """Map a ``.npy`` array into memory, read-only.
+
+        Args:
+            spec: One of the manifest's.
+
+        Raises:
+            BundleError: The file is no such array of that dtype and shape.
+        """
         try:
             array = np.load(self.folder / spec.file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:

@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,9 @@ from trrg_sdk.version import __version__
 if TYPE_CHECKING:
     from trrg_sdk.bundle import Bundle
     from trrg_sdk.outputs import Output
+    from trrg_sdk.reading import Reading
     from trrg_sdk.report import Report
+    from trrg_sdk.reporter import Reporter
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -82,7 +84,10 @@ def _declare_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", nargs="+", metavar="INPUT", help="a DICOM file, or the folder of one study")
     parser.add_argument("--bundle", metavar="DIR", help="the model to use (default: the embedded one)")
     parser.add_argument(
-        "--device", default="auto", metavar="D", help="auto (cpu or cuda, the default), cpu, cuda or openvino"
+        "--device",
+        default="auto",
+        metavar="D",
+        help="auto (cpu or cuda, the default), cpu, cuda, openvino, tensorrt or tensorrt-rtx",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: the physical cores)")
     parser.add_argument("--out", metavar="DIR", help="write files here instead of to the screen")
@@ -94,6 +99,7 @@ def _declare_report(parser: argparse.ArgumentParser) -> None:
         metavar="KEYFILE",
         help="take the patient out of every output (PS3.15 basic profile); a secret file of at least 32 random bytes",
     )
+    parser.add_argument("--stream", action="store_true", help="print each sentence as it is completed, then the report")
     parser.add_argument(
         "--accept",
         action="append",
@@ -128,13 +134,16 @@ def _report(args: argparse.Namespace) -> int:
     if not args.out and any(output.EXTENSION.endswith(".dcm") for output in outputs):
         raise UsageError("a DICOM file is not for the screen; name a folder with --out")
     key = read_key(args.deidentify) if args.deidentify else b""
+    if args.stream and (args.out or args.format != "text"):
+        raise UsageError("--stream prints text to the screen: leave out --out and --format")
     from trrg_sdk.reporter import Reporter
 
     reporter = Reporter(args.bundle, device=args.device, threads=args.threads, accept=args.accept)
     forced, code = dict(args.force_clue), 0
-    for number, name in enumerate(args.input, start=1):
+    for number, (name, made) in enumerate((_streamed if args.stream else _made)(reporter, args.input, forced), start=1):
         try:
-            made = reporter.read(name, clue_scores=forced)
+            if isinstance(made, InputError):
+                raise made
             made = deidentify(made, key) if key else made
             written = [(output, output.render(made)) for output in outputs]
         except InputError as error:
@@ -146,6 +155,36 @@ def _report(args: argparse.Namespace) -> int:
         else:
             _show(written, title=f"{name}:\n" if len(args.input) > 1 else "")
     return code
+
+
+def _made(
+    reporter: Reporter, names: Sequence[str], forced: Mapping[str, float]
+) -> Iterator[tuple[str, Reading | InputError]]:
+    """Make the reports, in order; several studies are worked on at once, a single one needs no other threads."""
+    many = reporter.report_many(names, clue_scores=forced, batch_size=1 if len(names) == 1 else None, readings=True)
+    for name, outcome in zip(names, many, strict=True):
+        made = outcome.reading or outcome.error
+        assert made is not None
+        yield name, made
+
+
+def _streamed(
+    reporter: Reporter, names: Sequence[str], forced: Mapping[str, float]
+) -> Iterator[tuple[str, Reading | InputError]]:
+    """Make the reports one after the other, and print each sentence as it is completed."""
+    from trrg_sdk.reading import Reading
+    from trrg_sdk.report import Report
+
+    for name in names:
+        try:
+            parts = reporter.stream(name, clue_scores=forced)
+            while not isinstance(part := next(parts), Report):
+                print(f"{part.verdict}: {part.text}", flush=True)
+        except InputError as error:
+            yield name, error
+        else:
+            print()
+            yield name, Reading(part)
 
 
 def _show(written: Sequence[tuple[Output, bytes]], *, title: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
+from trrg_sdk.backends.onnxruntime import NARROW
 from trrg_sdk.errors import BundleError, DeviceError, UsageError
+from trrg_sdk.processors import processors
 from trrg_sdk.version import __version__
 
 _PACKAGES = (
@@ -23,6 +24,9 @@ _PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
+    "cuda-bindings",
 )
 _CODECS = (
     "JPEGBaseline8Bit",
@@ -37,7 +41,7 @@ _CODECS = (
     "RLELossless",
 )
 """The compressed transfer syntaxes in which radiographs come, as ``pydicom.uid`` names them."""
-_BACKENDS = ("onnxruntime", "openvino")
+_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 
 
 def examine() -> list[tuple[str, str]]:
@@ -53,7 +57,20 @@ def _machine() -> Iterator[tuple[str, str]]:
     yield "trrg-sdk", __version__
     yield "python", platform.python_version()
     yield "system", f"{platform.system()} {platform.machine()}"
-    yield "processors", str(os.cpu_count())
+    yield from _processors()
+
+
+def _processors() -> Iterator[tuple[str, str]]:
+    found = processors()
+    yield "processors", str(found.logical)
+    yield "affinity", "not known on this system" if found.allowed is None else f"{found.allowed} of them allowed"
+    yield "physical cores", "not known: processors are counted" if found.cores is None else f"{found.cores} allowed"
+    yield "container limit", "none" if found.limit is None else f"{found.limit:g} processors"
+    yield (
+        "threads",
+        f"{found.threads} for a graph, 1 for a decoder narrower than {NARROW}, none pinned; --threads sets it",
+    )
+    yield "threads reading ahead", f"{found.threads}, as many as --threads says"
 
 
 def _packages() -> Iterator[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,9 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trrg_sdk.backends import Backend, open_decoder, open_graphs
+from trrg_sdk.backends.base import Decoder
+from trrg_sdk.backends.batch import Batchable
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.clues import Calibration, Clue, ClueEncoder, EncodedClues, heat_maps
-from trrg_sdk.decoding.greedy import Generation, generate
+from trrg_sdk.decoding.batch import BatchWriter, near_tie
+from trrg_sdk.decoding.beam import search
+from trrg_sdk.decoding.choice import NEAR_TIE, Token
+from trrg_sdk.decoding.drafts import StoreDrafter
+from trrg_sdk.decoding.greedy import Drafts, Generation, finish, write
+from trrg_sdk.decoding.options import Decoding
+from trrg_sdk.decoding.rules import Rules
+from trrg_sdk.decoding.sampling import sample
+from trrg_sdk.decoding.store import ReportStore, StoreArrays
 from trrg_sdk.errors import BundleError, DeviceError, UsageError
 from trrg_sdk.report import ClueScores
 
@@ -22,6 +32,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Float32 = NDArray[np.float32]
+DEFAULT = Decoding()
 
 
 class Perception(NamedTuple):
@@ -45,13 +56,16 @@ class Engine:
         clues: The bundle's clues and the custom ones, encoded.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, *, clues: Sequence[Clue] = ()) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: Backend, *, clues: Sequence[Clue] = (), decoding: Decoding = DEFAULT
+    ) -> None:
         """Start opening the graphs in the background; the first use waits for them and raises what went wrong.
 
         Args:
             bundle: Whose model.
             backend: Where it runs.
             clues: Custom ones. They are encoded here, so that a wrong one is refused here.
+            decoding: How it writes. Drafts need a report store and a decoder that allows them, and are left out else.
 
         Raises:
             UsageError: A custom clue has a name that is taken or a prompt that is too long, or there are too many.
@@ -59,9 +73,14 @@ class Engine:
         """
         self._manifest = bundle.manifest
         self._device = backend.device
+        self._target = backend.target
+        self._near_ties: dict[int, float] = {}  # slots → lead
         self._writing = threading.Lock()
-        pool = ThreadPoolExecutor(3, thread_name_prefix="trrg-open")
+        pool = ThreadPoolExecutor(4, thread_name_prefix="trrg-open")
         self._decoder = pool.submit(open_decoder, backend, bundle)
+        self._decoding = decoding
+        use = decoding.drafts and decoding.beams == 1
+        self._drafts = pool.submit(_open_drafts, bundle, backend.target, self._decoder) if use else None
         self._graphs = pool.submit(open_graphs, backend, bundle, ("vision", "fusion"))
         self._tokenizer: Future[Tokenizer] = pool.submit(_open_tokenizer, bundle.tokenizer_path)
         pool.shutdown(wait=False)
@@ -80,6 +99,7 @@ class Engine:
         """
         for opening in (self._graphs, self._decoder, self._tokenizer):
             opening.result()
+        self._drafting()
 
     def perceive(self, pixels: Float32, *, override: Float32) -> Perception:
         """Look at one image.
@@ -103,16 +123,82 @@ class Engine:
         heat = heat_maps(fused["clue_heat"][0], names=self.clues.names, grid=self._manifest.patch_grid)
         return Perception(scores, heat, self._prompt(fused["prompt_embeds"][0]))
 
-    def write(self, prompt: Float32) -> Generation:
-        """Write a report for ``prompt`` float32 (S, Dl)."""
+    def write(self, prompt: Float32, *, scores: ClueScores | None = None) -> Generation:
+        """Write a report; see :meth:`writing`."""
+        return finish(self.writing(prompt, scores=scores))
+
+    def writing(
+        self, prompt: Float32, *, scores: ClueScores | None = None
+    ) -> Generator[tuple[Token, ...], None, Generation]:
+        """Write a report and hand it out as it grows. Nobody else can write until it is finished or closed.
+
+        Args:
+            prompt: float32 (S, Dl).
+            scores: What was perceived. Drafts that contradict it come last; the report does not depend on it.
+
+        Yields:
+            The tokens that became certain with a pass of the decoder.
+
+        Returns:
+            The whole text.
+        """
         with self._writing:
-            return generate(
-                self._decoder.result(),
-                prompt,
-                self._token_embedding,
-                eos=self._manifest.tokenizer.eos_token_id,
-                max_new_tokens=self._manifest.decoding.max_new_tokens,
-            )
+            drafts = self._drafting()
+            if drafts and isinstance(drafts.drafter, StoreDrafter):
+                present, absent = _observed(scores, self._manifest.observations)
+                drafts.drafter.about(present=present, absent=absent)
+            decoder, table, beams = self._decoder.result(), self._token_embedding, self._decoding.beams
+            if beams == 1:
+                return (yield from write(decoder, prompt, table, self._rules(), drafts=drafts))
+            text = search(decoder, prompt, table, self._rules(), beams=beams)
+            yield tuple(map(Token, text.ids, text.logprobs))
+            return text
+
+    def sample(self, prompt: Float32, *, count: int, temperature: float, seed: int) -> list[Generation]:
+        """Draw texts by chance; see :func:`trrg_sdk.decoding.sampling.sample`.
+
+        Args:
+            prompt: float32 (S, Dl).
+            count: How many, at least 1.
+            temperature: Positive.
+            seed: The same one gives the same texts.
+
+        Raises:
+            UsageError: A value makes no sense.
+        """
+        if count < 1:
+            raise UsageError(f"samples: expected at least 1, got {count}.")
+        draws, decoder, table, rules = np.random.default_rng(seed), self._decoder, self._token_embedding, self._rules()
+        with self._writing:
+            return [
+                sample(decoder.result(), prompt, table, rules, temperature=temperature, draws=draws)
+                for _ in range(count)
+            ]
+
+    def _rules(self) -> Rules:
+        return self._decoding.rules(self._manifest.tokenizer.eos_token_id, self._manifest.decoding.max_new_tokens)
+
+    def _drafting(self) -> Drafts | None:
+        return self._drafts.result() if self._drafts else None
+
+    def batch(self, slots: int) -> BatchWriter | None:
+        """Open a writer of several reports together, with keys and values of its own; ``write`` can go on beside it.
+
+        Args:
+            slots: The most reports.
+
+        Returns:
+            The writer, or None with beams and where the decoder takes one report at a time.
+        """
+        decoder = self._decoder.result()
+        greedy = self._decoding.beams == 1
+        opened = decoder.batch(slots) if greedy and isinstance(decoder, Batchable) else None
+        if opened is None:
+            return None
+        if slots not in self._near_ties:
+            precision = self._manifest.graph("decoder", target=self._target).precision
+            self._near_ties[slots] = near_tie(opened, self._token_embedding, precision)
+        return BatchWriter(opened, self._token_embedding, self._rules(), near_tie=self._near_ties[slots])
 
     def text(self, ids: Sequence[int]) -> str:
         """Turn token ids into text."""
@@ -162,6 +248,23 @@ def _bundled(bundle: Bundle) -> EncodedClues:
         np.asarray([spec.offset for spec in specs], dtype=np.float32),
         np.asarray([spec.threshold for spec in specs], dtype=np.float32),
     )
+
+
+def _open_drafts(bundle: Bundle, target: str, opening: Future[Decoder]) -> Drafts | None:
+    """Open the report store; None where there is none, or where this decoder cannot use one."""
+    spec, precision = bundle.manifest.drafts, bundle.manifest.graph("decoder", target=target).precision
+    if spec is None or precision not in NEAR_TIE or not opening.result().all_rows:
+        return None
+    arrays = StoreArrays(*(bundle.array(array) for array in spec.arrays()))
+    store = ReportStore(arrays, ends=spec.ends, label=spec.tokens.file)
+    return Drafts(StoreDrafter(store), max(spec.near_tie, NEAR_TIE[precision]))
+
+
+def _observed(scores: ClueScores | None, observations: Sequence[str]) -> tuple[int, int]:
+    """Which observations have a clue that is present, and which one that is absent, one bit each."""
+    found = {score.name: score.present for score in scores or ()}
+    bits = [(1 << bit, found.get(name)) for bit, name in enumerate(observations)]
+    return sum(bit for bit, seen in bits if seen is True), sum(bit for bit, seen in bits if seen is False)
 
 
 def _open_tokenizer(path: Path) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""Compiled engines of a bundle: which one fits this GPU.
+"""Compiled engines of a bundle: the libraries that run them, and which engine fits this GPU.
 
 An engine runs on the kinds of GPU that it was built for, in the library version that built it. Anything else is refused
 here, before the library is asked: its own answer is a log line and no engine.
@@ -6,12 +6,90 @@ here, before the library is asked: its own answer is a log line and no engine.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import logging
 import subprocess
+from collections.abc import MutableSequence
+from dataclasses import dataclass
+from typing import Any
 
 from trrg_sdk.errors import DeviceError
 from trrg_sdk.manifest import EngineSpec, TargetSpec
 
 REMEDY = "run `trrg-export --rebuild-engines BUNDLE` on this machine"
+CACHE_SUFFIX = ".cache"
+"""Of the file beside an engine that holds the kernels which its library compiled for this GPU; never required."""
+
+_EXTRA = "'trrg-sdk[tensorrt]'"
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineLibrary:
+    """One of the libraries.
+
+    Attributes:
+        name: Of the target and the device, and of its folder below ``graphs/`` and ``engines/``.
+        module: What is imported.
+        package: The distribution's name.
+        install: How to get it, with what it needs beside it to run engines.
+        compiles: Whether it compiles kernels for the GPU when it opens an engine, and can keep them.
+    """
+
+    name: str
+    module: str
+    package: str
+    install: str
+    compiles: bool
+
+    def load(self) -> Any:
+        """Import the library.
+
+        Raises:
+            DeviceError: It is not installed, or its parts do not find each other.
+        """
+        if importlib.util.find_spec(self.module) is None:
+            raise DeviceError(f"{self.package} is not installed: {self.install}")
+        try:
+            return importlib.import_module(self.module)
+        except (ImportError, OSError, RuntimeError) as error:
+            raise DeviceError(f"{self.package} is installed but does not load ({error}): install it again") from error
+
+    @property
+    def version(self) -> str:
+        """Of the installed library; an engine runs in no other."""
+        return str(self.load().__version__)
+
+
+RUNNERS = {
+    library.name: library
+    for library in (
+        EngineLibrary("tensorrt", "tensorrt", "tensorrt", f"pip install tensorrt {_EXTRA}", compiles=False),
+        EngineLibrary("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx", f"pip install {_EXTRA}", compiles=True),
+    )
+}
+"""By name; TensorRT 10.16 and 11, and TensorRT-RTX, which runs on workstations."""
+
+
+def library_logger(trt: Any, errors: MutableSequence[str]) -> Any:
+    """Make a library's log ours: errors are kept for the exception, the rest is for who asks.
+
+    Args:
+        trt: The imported library.
+        errors: Takes what the library says about errors, one line each.
+
+    Returns:
+        The object that its ``Runtime`` and ``Builder`` are given.
+    """
+
+    class Logger(trt.ILogger):  # type: ignore[misc]  # a base of a library that is imported late
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                errors.append(" ".join(message.split()))
+            _LOG.debug("%s", message)
+
+    return Logger()
 
 
 def engine_for(target: TargetSpec, graph: str, *, compute_capability: str, version: str) -> EngineSpec:

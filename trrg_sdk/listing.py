@@ -115,6 +115,7 @@ def _facts(bundle: Bundle) -> Rows:
         ("intended use", manifest.intended_use),
         ("signature", signed),
         ("decoding", f"{manifest.decoding.strategy}, at most {manifest.decoding.max_new_tokens} tokens"),
+        ("drafts", manifest.drafts.text if manifest.drafts else "none"),
         ("data", origin.data),
         ("made by", f"trrg-sdk {origin.sdk_version}, code {origin.code_version}, {_listed(origin.created_by)}"),
     ]

@@ -181,6 +181,35 @@ class DecodingSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftsSpec:
+    """The report store, with which several tokens are written a pass.
+
+    Attributes:
+        tokens: Sentences of training reports as token ids.
+        order: Where to search in them.
+        sentences: What is known about each; ``trrg_sdk.decoding.store`` describes all three.
+        ends: Tokens that end a sentence.
+        near_tie: A lead of the likeliest token's logit below this is decided without drafts.
+        text: What text it holds, in words.
+    """
+
+    tokens: ArraySpec
+    order: ArraySpec
+    sentences: ArraySpec
+    ends: tuple[int, ...]
+    near_tie: float
+    text: str
+
+    def __post_init__(self) -> None:
+        """Refuse a negative margin."""
+        _require(self.near_tie >= 0, f"expected a near_tie of at least 0, got {self.near_tie}")
+
+    def arrays(self) -> tuple[ArraySpec, ArraySpec, ArraySpec]:
+        """The three arrays."""
+        return self.tokens, self.order, self.sentences
+
+
+@dataclass(frozen=True, slots=True)
 class DecoderSpec:
     """Sizes of the decoder's key and value buffers, two a layer: (batch, kv_heads, max_length, head_size).
 
@@ -278,6 +307,7 @@ class Manifest:
     custom_clue: CustomClueSpec
     clue_bank: ArraySpec
     decoding: DecodingSpec
+    drafts: DraftsSpec | None
     decoder: DecoderSpec
     targets: Mapping[str, TargetSpec]
     provenance: ProvenanceSpec
@@ -325,7 +355,8 @@ class Manifest:
         """Return the files that the runtime opens, every one of which ``files`` must hold."""
         arrays = (self.tokenizer.file, self.token_embedding.file, self.clue_bank.file)
         of_targets = (file for target in self.targets.values() for file in target.files())
-        return (*(graph.file for graph in self.graphs.values()), *arrays, *of_targets)
+        of_drafts = (array.file for array in self.drafts.arrays()) if self.drafts else ()
+        return (*(graph.file for graph in self.graphs.values()), *arrays, *of_drafts, *of_targets)
 
     def to_json(self) -> str:
         """Return the text of ``manifest.json``; :func:`parse_manifest` reads it back to an equal manifest.

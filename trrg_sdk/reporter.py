@@ -4,53 +4,44 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple
+
+import numpy as np
 
 from trrg_sdk.backends import open_backend
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.clues import Clue, Float32, heat_peaks
+from trrg_sdk.decoding.batch import Finished
 from trrg_sdk.decoding.greedy import Generation
+from trrg_sdk.decoding.options import Decoding
 from trrg_sdk.dicom import Radiograph, Source, load, load_study
-from trrg_sdk.engine import Engine, Perception
+from trrg_sdk.engine import DEFAULT, Engine, Perception
 from trrg_sdk.errors import InputError
 from trrg_sdk.gate_codes import accepted
 from trrg_sdk.labeler import label_sentence
 from trrg_sdk.manifest import GRAPH_NAMES
+from trrg_sdk.many import Outcome, Work, outcomes
 from trrg_sdk.preprocess import Preprocess
+from trrg_sdk.processors import physical_cores
 from trrg_sdk.reading import Picture, Reading
-from trrg_sdk.report import GenerationInfo, Omission, Provenance, Report, Sentence
-from trrg_sdk.sentences import Written, read_tokens
+from trrg_sdk.report import GenerationInfo, HeatPeak, Omission, Provenance, Report, Sentence
+from trrg_sdk.sentences import Written, WrittenSentence, read_finished, read_tokens
+from trrg_sdk.stopwatch import Stopwatch
 from trrg_sdk.study import Selection, select
+from trrg_sdk.uncertainty import Uncertainty, compare_texts
 from trrg_sdk.verify import judge, omissions
 from trrg_sdk.version import __version__
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one input of ``report_many``: exactly one of ``report`` and ``error`` is there.
-
-    Attributes:
-        index: Place of the input, from 0.
-        source: The input as it was given. Not in the ``repr``: it may hold a patient's name.
-        report: The report, or None.
-        reading: The same with what filing it needs, or None; it holds patient data, and the whole image.
-        error: Why there is none, or None. Its traceback is cut off: it would keep the image in memory.
-    """
-
-    index: int
-    source: Source = field(repr=False)
-    report: Report | None = None
-    reading: Reading | None = field(default=None, repr=False)
-    error: InputError | None = None
+_BATCH_SIZE = 8
 
 
 class Reporter:
@@ -69,6 +60,7 @@ class Reporter:
         device: str = "auto",
         threads: int | None = None,
         clues: Sequence[Clue] = (),
+        decoding: Decoding = DEFAULT,
         accept: Iterable[str] = (),
     ) -> None:
         """Open a bundle. The graphs open in the background; the first report waits for them.
@@ -77,9 +69,10 @@ class Reporter:
             bundle: A bundle or its folder; None takes the one in this package. Its hashes are verified; whether it is
                 signed, and by whom, is not looked at: that is ``trrg verify --key``.
             device: ``"auto"`` takes the best of ``"cpu"`` and ``"cuda"`` that works; a named one that does not work is
-                an error. ``"openvino"`` is taken only by name.
+                an error. ``"openvino"``, ``"tensorrt"`` and ``"tensorrt-rtx"`` are taken only by name.
             threads: Processor threads a graph may use; None takes the physical cores.
             clues: What to look for besides the bundle's own clues.
+            decoding: How reports are written. The default is greedy, with drafts where the bundle has a report store.
             accept: Codes of the gate to override (``trrg_sdk.gate_codes``); every report says where it was.
 
         Raises:
@@ -94,8 +87,9 @@ class Reporter:
             opened = backend.result()
         self.device = opened.device
         self._target = opened.target
+        self._threads = threads
         self._preprocess = Preprocess.from_manifest(self.bundle.preprocess)
-        self._engine = Engine(self.bundle, opened, clues=clues)
+        self._engine = Engine(self.bundle, opened, clues=clues, decoding=decoding)
         _LOG.info("bundle %s on device %s", self.bundle.manifest.bundle_id, self.device)
 
     def report(self, source: Source, *, clue_scores: Mapping[str, float] | None = None) -> Report:
@@ -132,16 +126,83 @@ class Reporter:
             InputError, UsageError, BundleError, DeviceError: As for ``report``.
         """
         override = self._engine.clues.override(clue_scores)
-        watch = _Stopwatch()
+        watch = Stopwatch()
         with watch.step("total"):
             selection = _choose(source, self.accept, watch)
             perception = self._perceive(selection.radiograph, override, watch)
             with watch.step("decode"):
-                generation = self._engine.write(perception.prompt)
-            with watch.step("verify"):
-                written = _read(generation, self._engine)
-                verified = _verify(written, perception)
-        report = Report(
+                generation = self._engine.write(perception.prompt, scores=perception.scores)
+            verified = self._verified(generation, perception, watch)
+        report = self._composed(selection, perception, verified, watch)
+        picture = self._picture(selection.radiograph, perception)
+        return Reading(report, selection.radiograph.context, picture, datetime.now().astimezone())
+
+    def stream(
+        self, source: Source, *, clue_scores: Mapping[str, float] | None = None, cancel: Event | None = None
+    ) -> Generator[Sentence | Report, None, None]:
+        """Write a draft report and hand out its sentences as they are completed.
+
+        A sentence comes when the next one begins. Until the report comes or the generator is closed, which also
+        stops between two passes of the decoder, no other thread can write with this reporter.
+
+        Args:
+            source: As for :meth:`report`.
+            clue_scores: As for :meth:`report`.
+            cancel: When it is set, writing stops before the next pass of the decoder, and no report comes.
+
+        Yields:
+            Each sentence with its verdict, then the report, which :meth:`report` would have written too. Its timings
+            hold the time that the caller took.
+
+        Raises:
+            TrrgError: As for :meth:`report`.
+        """
+        override = self._engine.clues.override(clue_scores)
+        watch = Stopwatch()
+        with watch.step("total"):
+            selection = _choose(source, self.accept, watch)
+            perception = self._perceive(selection.radiograph, override, watch)
+            with watch.step("decode"):
+                told, generation = yield from self._growing(perception, cancel)
+            if generation is None:
+                return
+            verified = self._verified(generation, perception, watch)
+            yield from verified.sentences[told:]
+        yield self._composed(selection, perception, verified, watch)
+
+    def _growing(
+        self, perception: Perception, cancel: Event | None
+    ) -> Generator[Sentence, None, tuple[int, Generation | None]]:
+        """Yield sentences while the text grows; return how many, and the text unless it was cancelled."""
+        ids: list[int] = []
+        logprobs: list[float] = []
+        told, peaks = 0, heat_peaks(perception.heat)
+        with closing(self._engine.writing(perception.prompt, scores=perception.scores)) as writing:
+            while not (cancel and cancel.is_set()):
+                try:
+                    tokens = next(writing)
+                except StopIteration as done:
+                    return told, done.value
+                ids += [token.id for token in tokens]
+                logprobs += [token.logprob for token in tokens]
+                for item in read_finished(ids, logprobs, decode=self._engine.text, skip=told):
+                    yield _judged(item, perception, peaks)
+                    told += 1
+        return told, None
+
+    def _verified(self, generation: Generation, perception: Perception, watch: Stopwatch) -> _Verified:
+        with watch.step("verify"):
+            written = read_tokens(
+                generation.ids, generation.logprobs, stopped=generation.stopped, decode=self._engine.text
+            )
+            peaks = heat_peaks(perception.heat)
+            sentences = tuple(_judged(item, perception, peaks) for item in written.sentences)
+            missing = omissions((item.labels for item in sentences), perception.scores, peaks=peaks)
+        return _Verified(generation, written, sentences, missing)
+
+    def _composed(self, selection: Selection, perception: Perception, verified: _Verified, watch: Stopwatch) -> Report:
+        generation, written = verified.generation, verified.written
+        return Report(
             text=written.text,
             sentences=verified.sentences,
             clues=perception.scores,
@@ -153,28 +214,106 @@ class Reporter:
             timings_ms=watch.timings_ms,
             provenance=self._provenance(),
         )
-        context = selection.radiograph.context
-        return Reading(report, context, self._picture(selection.radiograph, perception), datetime.now().astimezone())
 
-    def report_many(self, sources: Iterable[Source]) -> Iterator[Outcome]:
-        """Write reports one after the other, in order; nothing is kept, so any number of studies fits.
+    def uncertainty(
+        self, source: Source, *, samples: int = 8, temperature: float = 1.0, seed: int = 0
+    ) -> tuple[Report, Uncertainty]:
+        """Write a report, then draw other texts for the same image by chance and see how far they agree with it.
 
         Args:
-            sources: As for ``report``; taken one at a time.
+            source: As for :meth:`report`.
+            samples: How many texts to draw.
+            temperature: Of the draws; 1 draws what the model believes.
+            seed: Of the draws.
+
+        Returns:
+            The report that :meth:`report` would have written, and how far the drawn texts agree.
+
+        Raises:
+            TrrgError: As for :meth:`report`; a value that makes no sense.
+        """
+        watch = Stopwatch()
+        with watch.step("total"):
+            selection = _choose(source, self.accept, watch)
+            perception = self._perceive(selection.radiograph, self._engine.clues.override(None), watch)
+            with watch.step("decode"):
+                generation = self._engine.write(perception.prompt, scores=perception.scores)
+            verified = self._verified(generation, perception, watch)
+            with watch.step("sample"):
+                drawn = self._engine.sample(perception.prompt, count=samples, temperature=temperature, seed=seed)
+        texts = [self._engine.text(one.ids) for one in drawn]
+        agreement = compare_texts([item.labels for item in verified.sentences], texts)
+        return self._composed(selection, perception, verified, watch), agreement
+
+    def report_many(
+        self,
+        sources: Iterable[Source],
+        *,
+        clue_scores: Mapping[str, float] | None = None,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        readings: bool = False,
+    ) -> Iterator[Outcome]:
+        """Write reports of many studies, in order: the next ones are read while the texts are written together.
+
+        The reports are those of ``report``, log-probabilities to rounding; ``total`` is the sum of a study's own
+        timings, which overlap others'. Reading, perceiving and verifying happen in threads that end with the iterator;
+        writing and the taking of sources in the caller's. At most ``2 * (batch_size + workers)`` studies are on their
+        way. Of those, ``workers`` are held as decoded images (all of them with ``readings``), the others as given,
+        with a prompt each; ``batch_size`` texts have keys and values. Where the decoder takes one text at a time
+        (beams, a GPU, a graph with a fixed batch axis) only the rest overlaps. A batch uses no drafts.
+
+        Args:
+            sources: As for ``report``; may be endless. One that makes its caller wait holds back the answers before
+                it, so give what comes from time to time a ``batch_size`` of 1.
+            clue_scores: As for ``report``, for every study.
+            batch_size: Texts to write together; None takes 8. With 1 nothing is read ahead and no thread is started:
+                each outcome comes before the next source is taken.
+            workers: Threads that read and perceive; None takes the ``threads`` of this reporter.
+            readings: Whether outcomes hold what ``read`` gives, with patient data and the image.
 
         Yields:
-            An outcome for each. An input that cannot be reported is an outcome; every other error is raised.
-        """
-        for index, source in enumerate(sources):
-            try:
-                reading = self.read(source)
-                outcome = Outcome(index, source, report=reading.report, reading=reading)
-            except InputError as error:
-                error.__traceback__ = error.__cause__ = error.__context__ = None
-                outcome = Outcome(index, source, error=error)
-            yield outcome
+            An outcome for each, in order. An input that cannot be reported is an outcome.
 
-    def _perceive(self, image: Radiograph, override: Float32, watch: _Stopwatch) -> Perception:
+        Raises:
+            UsageError: ``batch_size`` or ``workers`` is below 1, or a clue score makes no sense.
+            Exception: Every other error, and those of ``sources``, in its place: after the outcomes before it.
+        """
+        override = self._engine.clues.override(clue_scores)
+        look = partial(self._look, override=override, keep=readings)
+        work: Work[_Seen] = Work(look, self._finish, self._engine.batch)
+        threads = (self._threads or physical_cores()) if workers is None else workers
+        return outcomes(sources, work, batch_size=_BATCH_SIZE if batch_size is None else batch_size, workers=threads)
+
+    def _look(self, source: Source, *, override: Float32, keep: bool) -> _Seen | InputError:
+        """Read and perceive a source; the pixels are gone afterwards unless they are to be kept."""
+        watch = Stopwatch()
+        try:
+            selection = _choose(source, self.accept, watch)
+        except InputError as error:
+            return _bare(error)
+        perception = self._perceive(selection.radiograph, override, watch)
+        picture = self._picture(selection.radiograph, perception) if keep else None
+        blank = replace(selection.radiograph, pixels=np.empty((0, 0), np.float32))
+        return _Seen(selection._replace(radiograph=blank), perception, watch, picture)
+
+    def _finish(self, seen: _Seen, written: Finished | None) -> Reading | InputError:
+        """Make the report; where there is no text yet, write it alone."""
+        if written is None or written.generation is None:
+            with seen.watch.step("decode"):
+                generation = self._engine.write(seen.prompt, scores=seen.perception.scores)
+        else:
+            generation = written.generation
+            seen.watch.timings_ms["decode"] = round(written.seconds * 1e3, 3)
+        try:
+            verified = self._verified(generation, seen.perception, seen.watch)
+        except InputError as error:
+            return _bare(error)
+        seen.watch.timings_ms["total"] = round(sum(seen.watch.timings_ms.values()), 3)
+        report = self._composed(seen.selection, seen.perception, verified, seen.watch)
+        return Reading(report, seen.selection.radiograph.context, seen.picture, datetime.now().astimezone())
+
+    def _perceive(self, image: Radiograph, override: Float32, watch: Stopwatch) -> Perception:
         with watch.step("preprocess"):
             pixels = self._preprocess.apply(image.pixels, spacing_mm=image.pixel_size)
         with watch.step("open"):  # 0 but for the first report
@@ -208,23 +347,24 @@ class Reporter:
         return ", ".join(f"{name} {precision}" for name, precision in found.items())
 
 
+class _Seen(NamedTuple):
+    """A study that was read and perceived; its radiograph has no pixels any more."""
+
+    selection: Selection
+    perception: Perception
+    watch: Stopwatch
+    picture: Picture | None
+
+    @property
+    def prompt(self) -> Float32:
+        return self.perception.prompt
+
+
 class _Verified(NamedTuple):
+    generation: Generation
+    written: Written
     sentences: tuple[Sentence, ...]
     omissions: tuple[Omission, ...]
-
-
-class _Stopwatch:
-    """Wall-clock milliseconds of each step."""
-
-    def __init__(self) -> None:
-        self.timings_ms: dict[str, float] = {}
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Measure what runs inside."""
-        start = time.perf_counter()
-        yield
-        self.timings_ms[name] = round((time.perf_counter() - start) * 1e3, 3)
 
 
 def _open_bundle(bundle: Bundle | str | os.PathLike[str] | None) -> Bundle:
@@ -233,7 +373,7 @@ def _open_bundle(bundle: Bundle | str | os.PathLike[str] | None) -> Bundle:
     return Bundle.embedded() if bundle is None else Bundle.load(bundle)
 
 
-def _choose(source: Source, accept: frozenset[str], watch: _Stopwatch) -> Selection:
+def _choose(source: Source, accept: frozenset[str], watch: Stopwatch) -> Selection:
     with watch.step("load"):
         if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
             candidates = load_study(source)
@@ -243,15 +383,13 @@ def _choose(source: Source, accept: frozenset[str], watch: _Stopwatch) -> Select
         return select(candidates, accept=accept)
 
 
-def _read(generation: Generation, engine: Engine) -> Written:
-    return read_tokens(generation.ids, generation.logprobs, stopped=generation.stopped, decode=engine.text)
+def _judged(item: WrittenSentence, perception: Perception, peaks: Mapping[str, HeatPeak]) -> Sentence:
+    labels = label_sentence(item.text)
+    judgement = judge(labels, perception.scores, peaks=peaks)
+    return Sentence(item.text, item.section, labels, judgement.verdict, judgement.evidence, item.logprob)
 
 
-def _verify(written: Written, perception: Perception) -> _Verified:
-    clues, peaks = perception.scores, heat_peaks(perception.heat)
-    sentences = []
-    for item in written.sentences:
-        labels = label_sentence(item.text)
-        judgement = judge(labels, clues, peaks=peaks)
-        sentences.append(Sentence(item.text, item.section, labels, judgement.verdict, judgement.evidence, item.logprob))
-    return _Verified(tuple(sentences), omissions((item.labels for item in sentences), clues, peaks=peaks))
+def _bare(error: InputError) -> InputError:
+    """Cut off what would keep the image in memory."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error

@@ -79,6 +79,25 @@ def read_tokens(
     return Written(text, sentences, (*([_CUT] if stopped == "length" else []), *([_LEFT_OUT] if left_out else [])))
 
 
+def read_finished(
+    ids: Sequence[int], logprobs: Sequence[float], *, decode: Callable[[Sequence[int]], str], skip: int
+) -> tuple[WrittenSentence, ...]:
+    """Make sentences of the tokens of a text that still grows.
+
+    Args:
+        ids: T generated token ids so far.
+        logprobs: Natural-log probability of each.
+        decode: Token ids → text.
+        skip: How many sentences are known already.
+
+    Returns:
+        The other sentences after which a next one has begun.
+    """
+    if len(_locate(decode(ids))) < skip + 2:
+        return ()
+    return read_tokens(ids, logprobs, stopped="eos", decode=decode).sentences[skip:-1]
+
+
 def _compose(sentences: Sequence[WrittenSentence]) -> str:
     """Put each run of sentences under the heading of its section."""
     runs = groupby(sentences, key=lambda sentence: sentence.section)

@@ -91,6 +91,8 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         if len(kinds) == len(value):
             return tuple(_parse(*pair, f"{where}[{i}]") for i, pair in enumerate(zip(kinds, value, strict=True)))
+    elif origin in (Union, types.UnionType) and value is not None and dataclasses.is_dataclass(arguments[0]):
+        return _parse(arguments[0], value, where)  # an object, or null
     elif origin is Mapping and isinstance(value, dict):
         return {key: _parse(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     elif _fits(kind, value):

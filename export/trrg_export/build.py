@@ -17,6 +17,8 @@ import torch
 from trrg_export import describe
 from trrg_export.decoder import check_family, decoder_spec, write_decoder
 from trrg_export.disk import room_for
+from trrg_export.drafts import add_drafts
+from trrg_export.memory import released
 from trrg_export.model_card import model_card
 from trrg_export.parity import LIMITS, Exported, ParityError, ParityLimits, ParityReport, compare
 from trrg_export.place import beside, put_in_place
@@ -27,12 +29,13 @@ from trrg_export.precision.int8 import quantize_weights
 from trrg_export.precision.lowered import LoweredGraph, drift_table
 from trrg_export.precision.static import store_weights, to_static
 from trrg_export.reference import Reference, run_pytorch
-from trrg_export.sbom import SBOM_FILE, sbom
+from trrg_export.sbom import sbom
+from trrg_export.sbom_renewal import MODEL_CARD, SBOM_FILE
 from trrg_export.signing import read_key, sign_bundle
 from trrg_export.summary import summarize
 from trrg_export.targets import TARGETS
 from trrg_export.targets.base import ProvenSite, Site
-from trrg_export.to_onnx import export_graph, plans, save
+from trrg_export.to_onnx import GraphPlan, export_graph, plans, save
 from trrg_sdk.bundle import Bundle, write_manifest
 from trrg_sdk.errors import DeviceError, UsageError
 from trrg_sdk.manifest import GRAPH_NAMES, MANIFEST_FILE, Manifest, TargetSpec
@@ -58,6 +61,7 @@ class ExportOptions:
         block_size: Weights of the decoder that share a scale in int4, one of ``int4.BLOCK_SIZES``.
         int4_algorithm: How the decoder's four bits are chosen, one of ``int4.ALGORITHMS``.
         compute_capabilities: Of the GPUs that engines are built for; empty takes the target's own.
+        draft_reports: Drafts are made of sentences that stand in at least so many training reports; None makes none.
     """
 
     precision: str = "fp32"
@@ -69,6 +73,7 @@ class ExportOptions:
     block_size: int = 32
     int4_algorithm: str = "rtn"
     compute_capabilities: tuple[str, ...] = ()
+    draft_reports: int | None = 2
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
@@ -80,6 +85,8 @@ class ExportOptions:
             raise UsageError(reason)
         if self.studies is not None and self.studies < 1:
             raise UsageError(f"studies: expected at least 1, got {self.studies}")
+        if self.draft_reports is not None and self.draft_reports < 1:
+            raise UsageError(f"draft-reports: expected at least 1, got {self.draft_reports}")
         self.int4()
 
     def int4(self) -> Int4:
@@ -138,10 +145,10 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
     check_place(out, force=options.force)
     _check_targets(options.targets)
     key = read_key(options.sign) if options.sign else None
+    with released():
+        reference = _reference(checkpoint, options.studies)
+    # Read anew for each large step: weights are mapped from the file, and only those that a step reads are in memory.
     loaded = load_checkpoint(checkpoint)
-    check_family(loaded.trrg().llm)
-    _LOG.info("running PyTorch on the parity studies")
-    reference = run_pytorch(loaded, loaded.parity_pixels()[: options.studies])
     with room_for(out, checkpoint), beside(out) as folder:
         site = _site(loaded, folder, reference, options)
         lowered = write_graphs(site, options.int4(), limit=(options.limits or LIMITS[options.precision]).value)
@@ -151,6 +158,13 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
             sign_bundle(folder, key)
         put_in_place(folder, out)
     return manifest
+
+
+def _reference(checkpoint: Path, studies: int | None) -> Reference:
+    loaded = load_checkpoint(checkpoint)
+    check_family(loaded.trrg().llm)
+    _LOG.info("running PyTorch on the parity studies")
+    return run_pytorch(loaded, loaded.parity_pixels()[:studies])
 
 
 def _site(loaded: Checkpoint, folder: Path, reference: Reference, options: ExportOptions) -> Site:
@@ -184,23 +198,39 @@ def write_graphs(site: Site, int4: Int4, *, limit: float | None) -> dict[str, Lo
     lowered, failures = {}, list[str]()
     for plan in site.planned:
         _LOG.info("exporting %s", plan.name)
-        graph = export_graph(plan)
         try:
-            if found := _lowered(graph, site, plan.name, limit):
-                lowered[plan.name], graph = found, found.model
+            with released():
+                found = _write_graph(plan, site, limit)
         except ParityError as error:
             failures += error.failures
             continue
-        save(graph, site.folder / describe.graph_file(plan.name))
+        if found:
+            lowered[plan.name] = found
     _LOG.info("building decoder")
     path = site.folder / describe.graph_file("decoder")
     stored = stored_precision(site.precision)
-    write_decoder(site.checkpoint, path, precision=stored, int4=int4, reference=site.reference)
+    with released():
+        write_decoder(site.checkpoint, path, precision=stored, int4=int4, reference=site.reference)
     if stored == "fp16":
-        failures += _decoder_failures(onnx.load(str(path)), site)
+        with released():
+            failures += _decoder_failures(path, site)
     if failures:
         raise ParityError(failures)
     return lowered
+
+
+def _write_graph(plan: GraphPlan, site: Site, limit: float | None) -> LoweredGraph | None:
+    """Export one graph in the site's precision; what was measured of it, without the graph itself."""
+    with released():  # what was traced, with its copies of the weights, lies in cycles
+        graph = export_graph(plan)
+    found = _lowered(graph, site, plan.name, limit)
+    path = site.folder / describe.graph_file(plan.name)
+    if found is None:
+        save(graph, path)
+        return None
+    del graph
+    save(found.model, path)
+    return dataclasses.replace(found, model=onnx.ModelProto())
 
 
 def _lowered(graph: onnx.ModelProto, site: Site, name: str, limit: float | None) -> LoweredGraph | None:
@@ -214,7 +244,7 @@ def _lowered(graph: onnx.ModelProto, site: Site, name: str, limit: float | None)
     return None
 
 
-def _decoder_failures(decoder: onnx.ModelProto, site: Site) -> list[str]:
+def _decoder_failures(decoder: Path, site: Site) -> list[str]:
     """Let the decoder read the prompts and reports of the parity studies."""
     llm, reference = site.checkpoint.trrg().llm, site.reference
     table = llm.get_input_embeddings().weight.detach().float().numpy()
@@ -262,8 +292,10 @@ def _compared(
     _LOG.info("%s; so weights are only stored in int8, and all layers compute in fp32", why)
     lowered = {}
     for plan in site.planned:
-        lowered[plan.name] = store_weights(export_graph(plan), site.feeds[plan.name], why=why)
-        save(lowered[plan.name].model, site.folder / describe.graph_file(plan.name))
+        with released():
+            stored = store_weights(export_graph(plan), site.feeds[plan.name], why=why)
+            save(stored.model, site.folder / describe.graph_file(plan.name))
+            lowered[plan.name] = dataclasses.replace(stored, model=onnx.ModelProto())
     return compare(exported, site.planned, site.reference, limits=limits), lowered
 
 
@@ -273,22 +305,26 @@ def _proven(site: Site, options: ExportOptions, lowered: dict[str, LoweredGraph]
     draft = describe.draft_manifest(checkpoint, folder, precision=stored)
     limits = options.limits or LIMITS[options.precision]
     own_limits = limits if stored == options.precision else LIMITS[stored]
-    report, lowered = _compared(site, draft, lowered, own_limits)
+    with released():
+        report, lowered = _compared(site, draft, lowered, own_limits)
     if report.failures:
         raise ParityError(report.failures)
     bundle = Bundle(folder=folder, manifest=draft, manifest_sha256="")
+    if options.draft_reports is not None:
+        drafts = add_drafts(bundle, checkpoint, site.reference, least=options.draft_reports)
+        bundle = dataclasses.replace(bundle, manifest=dataclasses.replace(draft, drafts=drafts))
     proven = ProvenSite(**vars(site), bundle=bundle, limits=limits, tables={stored: report.table})
     targets = {TARGETS[name].TARGET: _added(name, proven) for name in options.targets}
     _write_summary(site)
     complete = dataclasses.replace(
-        draft,
+        bundle.manifest,
         provenance=dataclasses.replace(draft.provenance, created_by=describe.versions(options.packages())),
         parity={**proven.tables, stored: {**report.table, **drift_table(lowered)}},
         targets=targets,
         bundle_id=describe.bundle_id(checkpoint.config.name, folder),
     )
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    (folder / describe.MODEL_CARD).write_text(model_card(complete, checkpoint.meta, sizes), encoding="utf-8")
+    (folder / MODEL_CARD).write_text(model_card(complete, checkpoint.meta, sizes), encoding="utf-8")
     hashes = describe.shipped_hashes(folder)
     (folder / SBOM_FILE).write_text(sbom(complete.bundle_id, hashes, options.packages()), encoding="utf-8")
     return write_manifest(folder, complete)

@@ -94,6 +94,14 @@ def _add_forms(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--int4-algorithm", metavar="NAME", help="--int4: rtn (default), k-quant, hqq, or gptq, which is calibrated"
     )
+    drafts = parser.add_mutually_exclusive_group()
+    drafts.add_argument("--no-drafts", action="store_true", help="leave out the report store: it is training text")
+    drafts.add_argument(
+        "--draft-reports",
+        type=int,
+        metavar="N",
+        help="the store holds sentences that stand in at least N training reports (default 2)",
+    )
     parser.add_argument(
         "--target", action="append", default=[], choices=_TARGETS, help="also build and prove it for this runtime"
     )
@@ -175,6 +183,7 @@ def _options(arguments: argparse.Namespace, precision: str) -> ExportOptions:
     int4 = _said({"block_size": arguments.block_size, "int4_algorithm": arguments.int4_algorithm})
     if int4 and arguments.precision not in ("int4", _AUTO):
         raise UsageError("--block-size and --int4-algorithm belong to --int4")
+    drafts = {"draft_reports": None} if arguments.no_drafts else _said({"draft_reports": arguments.draft_reports})
     targets = _targets(arguments)
     if arguments.compute_capability and not {"tensorrt", "tensorrt-rtx"} & set(targets):
         raise UsageError("--compute-capability belongs to --target tensorrt-rtx or tensorrt")
@@ -187,6 +196,7 @@ def _options(arguments: argparse.Namespace, precision: str) -> ExportOptions:
         sign=arguments.sign,
         compute_capabilities=tuple(arguments.compute_capability),
         **int4,
+        **drafts,
     )
 
 

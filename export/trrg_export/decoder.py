@@ -1,15 +1,16 @@
 """The language model as ONNX Runtime's fastest graph: attention with its cache in one operator, embeddings outside.
 
 The builder of onnxruntime-genai writes it (GroupQueryAttention with the rotary embedding inside, MatMulNBits for
-int8). It wants a Hugging Face folder, prints, and writes more files than the bundle needs. It is given the model that
-is in memory; the graph it writes has its weights in a file of their own, which is read one tensor at a time for int4
-and moved into the bundle where it is too large for one file.
+int8). It wants a Hugging Face folder, prints, and writes more files than the bundle needs. A subclass of it
+(:mod:`trrg_export.genai`) takes the checkpoint's weights as they are mapped from their file; the graph it writes has
+its weights in a file of their own, which is read one tensor at a time for int4 and moved into the bundle where it is
+too large for one file. The mapped weights are let go before that.
 """
 
 from __future__ import annotations
 
 import copy
-import gc
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -18,18 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import torch
 from tokenizers import Tokenizer
 
+from trrg_export.genai import build_decoder
+from trrg_export.memory import released
 from trrg_export.precision.gptq import Calibration, embedded_reports
 from trrg_export.precision.int4 import Int4, quantize_decoder
 from trrg_export.reference import Reference
 from trrg_export.to_onnx import INLINE_LIMIT, clean, quiet, save
 from trrg_sdk.errors import UsageError
 from trrg_sdk.manifest import DecoderSpec
-from trrg_train.models.checkpoint import Checkpoint
+from trrg_train.models.checkpoint import Checkpoint, load_checkpoint
 from trrg_train.models.llm import ADAPTED, merge_adapters
 
+_LOG = logging.getLogger(__name__)
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS")
 _BUILT_AS = {"int4": "fp32"}  # the rest are names that the builder knows; int4 is made of its fp32 graph
 _SPARE_CLUES = 32  # positions in the cache for clues that a site adds
@@ -39,18 +42,20 @@ def write_decoder(checkpoint: Checkpoint, path: Path, *, precision: str, int4: I
     """Build the decoder graph and write it: one file below 2 GiB, else with ``<name>.data`` beside it.
 
     Args:
-        checkpoint: Of stage 2, with a causal model of the Llama family; adapters are merged.
+        checkpoint: Of stage 2, with a causal model of the Llama family; its weights are read from its folder once more,
+            so that they are in memory no longer than the builder needs them. Adapters are merged.
         path: ``decoder.onnx`` in the bundle.
         precision: ``"fp32"``, ``"fp16"`` (inputs, keys, values and logits too), ``"int8"`` (weights in blocks of 32,
             activations quantized on the fly) or ``"int4"``.
         int4: How four bits are chosen.
         reference: What the checkpoint writes about the parity studies, to calibrate on.
     """
-    llm = merge_adapters(checkpoint.trrg().llm)
     with tempfile.TemporaryDirectory(prefix=".decoder-", dir=path.parent) as scratch, _offline(), quiet():
-        built = _build(llm, checkpoint.tokenizer, Path(scratch), _BUILT_AS.get(precision, precision))
+        with released():
+            built = _build(checkpoint.folder, Path(scratch), _BUILT_AS.get(precision, precision))
         if precision == "int4":
-            save(clean(quantize_decoder(built, int4, _calibration(llm, reference))), path)
+            _LOG.info("quantizing decoder")
+            save(clean(quantize_decoder(built, int4, _calibration(checkpoint.trrg().llm, reference))), path)
         else:
             _move(built, path)
 
@@ -110,13 +115,13 @@ def _cache_sizes(config: Any) -> tuple[int, int]:
     return int(getattr(config, "num_key_value_heads", None) or heads), int(head_size)
 
 
-def _build(llm: Any, tokenizer: Tokenizer, scratch: Path, precision: str) -> Path:
+def _build(checkpoint: Path, scratch: Path, precision: str) -> Path:
     """Run the builder: ``decoder.onnx`` with all weights in ``decoder.onnx.data``."""
+    loaded = load_checkpoint(checkpoint)
+    llm = merge_adapters(loaded.trrg().llm)
     source, target = scratch / "huggingface", scratch / "onnx"
-    _save_configuration(llm, tokenizer, source)
-    with _handed_over(llm), torch.no_grad():
-        _run_builder(source, target, scratch / "cache", precision)
-    gc.collect()  # the builder's packed copies of the attention weights lie in cycles
+    _save_configuration(llm, loaded.tokenizer, source)
+    build_decoder(llm, source, target, precision)
     return target / "decoder.onnx"
 
 
@@ -143,31 +148,6 @@ def _save_configuration(llm: Any, tokenizer: Tokenizer, folder: Path) -> None:
     config.architectures = [type(llm).__name__]  # as save_pretrained would note it
     config.save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
-
-
-def _run_builder(source: Path, target: Path, cache: Path, precision: str) -> None:
-    from onnxruntime_genai.models import builder
-
-    options = ["exclude_embeds=true", "hf_token=false", "filename=decoder.onnx"]
-    # The builder's fp16 graph for "cpu" fails with a past; its graph for "cuda" runs on both.
-    provider = "cuda" if precision == "fp16" else "cpu"
-    where = ("", str(source), str(target), precision, provider, str(cache))
-    # parse_extra_options also loads the configuration, without which create_model refuses to start (0.18).
-    extra = builder.parse_extra_options(*where, options)
-    builder.create_model(*where, **extra)
-
-
-@contextmanager
-def _handed_over(llm: Any) -> Iterator[None]:
-    """Let the builder take the model that is in memory: it knows files only, and a file is a second copy of it."""
-    from onnxruntime_genai.models.builder import Model
-
-    before = Model.load_weights
-    Model.load_weights = lambda *_: llm
-    try:
-        yield
-    finally:
-        Model.load_weights = before
 
 
 @contextmanager

@@ -36,7 +36,6 @@ from trrg_train.models.tokenizer import BOS_ID, EOS_ID, PAD_ID
 TOKENIZER = "tokenizer.json"
 TOKEN_EMBEDDING = "token_embedding.npy"
 CLUE_BANK = "clue_bank.npz"
-MODEL_CARD = "model_card.md"
 INTENDED_USE = (
     "Research on draft reports of frontal chest radiographs of adults. Not for clinical use: not a medical device, "
     "not validated on patients of your site; every draft is to be read by a radiologist together with the image."
@@ -88,6 +87,7 @@ def draft_manifest(checkpoint: Checkpoint, folder: Path, *, precision: str) -> M
         custom_clue=_custom_clue(meta.clues, config.max_text_length),
         clue_bank=ArraySpec(CLUE_BANK, "float32", ("clues", config.joint_dim)),
         decoding=DecodingSpec("greedy", meta.max_new_tokens),
+        drafts=None,
         decoder=decoder_spec(llm, prompt=prompt, max_new_tokens=meta.max_new_tokens),
         targets={},
         provenance=_provenance(checkpoint),

@@ -8,9 +8,6 @@ that it works on a workstation.
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
-import importlib.util
 import logging
 import threading
 import time
@@ -19,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from trrg_sdk.engines import gpu_compute_capability
+from trrg_sdk.backends import cuda_device
+from trrg_sdk.engines import RUNNERS, EngineLibrary, gpu_compute_capability, library_logger
 from trrg_sdk.errors import DeviceError, UsageError
 from trrg_sdk.manifest import EngineSpec, GraphSpec, Manifest
 
@@ -34,19 +32,13 @@ Profile = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
-class EngineLibrary:
-    """One of the libraries.
+class BuildLibrary(EngineLibrary):
+    """One of the libraries, as a builder.
 
     Attributes:
-        name: Of the target, and of its folder below ``graphs/`` and ``engines/``.
-        module: What is imported.
-        package: What pip installs.
         capabilities: Built for where nothing is asked for; empty where only the GPU of the machine can be built for.
     """
 
-    name: str
-    module: str
-    package: str
     capabilities: tuple[str, ...]
 
     def unavailable_reason(self) -> str | None:
@@ -54,28 +46,10 @@ class EngineLibrary:
         try:
             self.load()
             if not self.capabilities:
-                gpu_compute_capability()
+                present_capability()
         except DeviceError as error:
             return str(error)
         return None
-
-    def load(self) -> Any:
-        """Import the library.
-
-        Raises:
-            DeviceError: It is not installed, or its parts do not find each other.
-        """
-        if importlib.util.find_spec(self.module) is None:
-            raise DeviceError(f"{self.package} is not installed: pip install {self.package}")
-        try:
-            return importlib.import_module(self.module)
-        except (ImportError, OSError, RuntimeError) as error:
-            raise DeviceError(f"{self.package} is installed but does not load ({error}): install it again") from error
-
-    @property
-    def version(self) -> str:
-        """Of the installed library; an engine runs in no other."""
-        return str(self.load().__version__)
 
     def chosen(self, asked: Sequence[str]) -> tuple[str, ...]:
         """Decide what to build for.
@@ -91,7 +65,7 @@ class EngineLibrary:
             DeviceError: It builds only for the GPU of this machine, and there is none.
         """
         if not self.capabilities:
-            present = gpu_compute_capability()
+            present = present_capability()
             if unfit := sorted(set(asked) - {present}):
                 raise UsageError(f"{self.name} builds only for the GPU of this machine ({present}), not for {unfit}")
             return (present,)
@@ -102,13 +76,21 @@ class EngineLibrary:
         return tuple(dict.fromkeys(asked)) or self.capabilities
 
 
-LIBRARIES: Mapping[str, EngineLibrary] = {
-    library.name: library
-    for library in (
-        EngineLibrary("tensorrt", "tensorrt", "tensorrt", ()),
-        EngineLibrary("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx", ("8.6", "8.9", "12.0")),
-    )
+_CAPABILITIES = {"tensorrt": (), "tensorrt-rtx": ("8.6", "8.9", "12.0")}
+LIBRARIES: Mapping[str, BuildLibrary] = {
+    name: BuildLibrary(**vars(library), capabilities=_CAPABILITIES[name]) for name, library in RUNNERS.items()
 }
+
+
+def present_capability() -> str:
+    """Return that of the GPU which CUDA shows first: the one that builds, and that runs what was built.
+
+    ``nvidia-smi`` may count in another order; it is asked where cuda-bindings is missing.
+
+    Raises:
+        DeviceError: There is no NVIDIA GPU, or no driver for it.
+    """
+    return gpu_compute_capability() if cuda_device.unavailable_reason() else cuda_device.compute_capability()
 
 
 def axis_ranges(manifest: Manifest) -> dict[str, Range]:
@@ -146,7 +128,7 @@ def build_profile(graph: GraphSpec, ranges: Mapping[str, Range]) -> Profile:
 
 
 def build_engines(
-    library: EngineLibrary,
+    library: BuildLibrary,
     graphs: Mapping[str, GraphSpec],
     ranges: Mapping[str, Range],
     *,
@@ -187,10 +169,10 @@ def build_engines(
 class _Build:
     """One engine being built: the library's objects and what it says meanwhile."""
 
-    def __init__(self, library: EngineLibrary, label: str) -> None:
+    def __init__(self, library: BuildLibrary, label: str) -> None:
         self._trt, self._label = library.load(), label
         self._errors: list[str] = []
-        self._logger = _logger(self._trt, self._errors)
+        self._logger = library_logger(self._trt, self._errors)
         self._builder = self._trt.Builder(self._logger)
 
     def run(self, path: Path, profile: Profile, capabilities: Sequence[str]) -> memoryview:
@@ -204,7 +186,7 @@ class _Build:
         config = self._builder.create_builder_config()
         self._set_shapes(config, profile)
         self._set_capabilities(config, capabilities)
-        with _Heartbeat(self._label) as heart:
+        with Heartbeat(self._label) as heart:
             monitor = _monitor(trt, heart)  # the library does not keep it alive
             config.progress_monitor = monitor
             engine = self._builder.build_serialized_network(network, config)
@@ -234,34 +216,25 @@ class _Build:
         return DeviceError(f"{self._label}: {what}: {said or 'the library gives no reason'}")
 
 
-def _logger(trt: Any, errors: list[str]) -> Any:
-    """Make the library's log ours: errors are kept for the exception, the rest is for who asks."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]  # a base of a library that is imported late
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                errors.append(" ".join(message.split()))
-            _LOG.debug("%s", message)
-
-    return Logger()
-
-
-class _Heartbeat:
+class Heartbeat:
     """A line now and then while a library is busy for minutes, so that it does not look hung.
 
     The library's own monitor alone would not do: its longest phase has a single step.
     """
 
     def __init__(self, label: str) -> None:
+        """Take what the lines begin with."""
         self.label, self.phase = label, "starting"
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> Self:
+        """Begin."""
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Say no more."""
         self._done.set()
         self._thread.join()
 
@@ -271,7 +244,7 @@ class _Heartbeat:
             _LOG.info("%s: %s, %.0f s so far", self.label, self.phase, time.monotonic() - started)
 
 
-def _monitor(trt: Any, heart: _Heartbeat) -> Any:
+def _monitor(trt: Any, heart: Heartbeat) -> Any:
     """Make the object that the library tells of its phases."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # see above

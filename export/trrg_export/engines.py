@@ -12,10 +12,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trrg_export.engine_builder import LIBRARIES, EngineLibrary, axis_ranges, build_engines
+from trrg_export.engine_builder import LIBRARIES, BuildLibrary, axis_ranges, build_engines, present_capability
+from trrg_export.engine_kernels import keep_kernels
 from trrg_export.place import beside, put_in_place
-from trrg_sdk.bundle import Bundle, write_manifest
-from trrg_sdk.engines import gpu_compute_capability
+from trrg_export.sbom_renewal import MODEL_CARD, SBOM_FILE, renewed_card, renewed_sbom
+from trrg_sdk.bundle import Bundle, sha256_file, write_manifest
 from trrg_sdk.errors import DeviceError, UsageError
 from trrg_sdk.manifest import SIGNATURE_FILE, Manifest, TargetSpec
 
@@ -26,8 +27,10 @@ _ROOM = "the folder around the bundle must be writable and have room for the eng
 def rebuild_engines(path: Path, *, compute_capabilities: Sequence[str] = ()) -> Manifest:
     """Build a bundle's engines from the clean graphs that it holds, and put them in the place of the old ones.
 
-    The bundle changes as a whole or not at all: a second folder beside it takes over its files as links, new engines
-    and a new manifest, and then the bundle's name. A signature does not survive, and the log says so.
+    Where the GPU of this machine runs them, the kernels that TensorRT-RTX compiles for it are kept beside them; model
+    card, bill of materials and manifest say which version of the library it was. The bundle changes as a whole or not
+    at all: a second folder beside it takes over its files as links, new engines and a new manifest, and then the
+    bundle's name. A signature does not survive, and the log says so.
 
     Args:
         path: Folder of the bundle; the folder around it is writable.
@@ -73,13 +76,40 @@ def _buildable(manifest: Manifest, path: Path) -> dict[str, TargetSpec]:
 def _replaced(bundle: Bundle, folder: Path, targets: Mapping[str, TargetSpec], asked: Sequence[str]) -> Manifest:
     manifest = bundle.manifest
     with beside(folder) as aside:
-        old = {engine.file for target in targets.values() for engine in target.engines}
-        _take_over(folder, aside, sorted(manifest.files.keys() - old))
+        _take_over(folder, aside, sorted(manifest.files.keys() - _of_engines(manifest, targets)))
         rebuilt = {name: _rebuilt(bundle, target, aside, asked) for name, target in targets.items()}
-        complete = dataclasses.replace(manifest, targets={**manifest.targets, **rebuilt})
+        versions = {LIBRARIES[target.runtime].package: target.version for target in rebuilt.values()}
+        for package, version in versions.items():
+            _renew(aside, package, version)
+        origin = dataclasses.replace(
+            manifest.provenance, created_by=dict(sorted({**manifest.provenance.created_by, **versions}.items()))
+        )
+        complete = dataclasses.replace(manifest, targets={**manifest.targets, **rebuilt}, provenance=origin)
         written = write_manifest(aside, complete)
         put_in_place(aside, folder)
     return written
+
+
+def _of_engines(manifest: Manifest, targets: Mapping[str, TargetSpec]) -> set[str]:
+    """Files that go with the old engines, the kernels that were kept for them among them."""
+    folders = tuple(f"engines/{target.runtime}/" for target in targets.values())
+    return {file for file in manifest.files if file.startswith(folders)}
+
+
+def _renew(folder: Path, package: str, version: str) -> None:
+    """Say in the model card and in the bill of materials which version built the engines that are there now."""
+    card, bill = folder / MODEL_CARD, folder / SBOM_FILE
+    if card.is_file():
+        _write_anew(card, renewed_card(card.read_text(encoding="utf-8"), package, version))
+    if bill.is_file():
+        files = {MODEL_CARD: sha256_file(card)} if card.is_file() else {}
+        _write_anew(bill, renewed_sbom(bill.read_text(encoding="utf-8"), package, files))
+
+
+def _write_anew(path: Path, text: str) -> None:
+    """Write another file of that name: the one that is there is also the old bundle's."""
+    path.unlink()
+    path.write_text(text, encoding="utf-8")
 
 
 def _take_over(source: Path, out: Path, files: Sequence[str]) -> None:
@@ -102,13 +132,14 @@ def _rebuilt(bundle: Bundle, target: TargetSpec, out: Path, asked: Sequence[str]
         out=out,
         capabilities=asked or _present(library, target),
     )
+    keep_kernels(library, engines, target.graphs, bundle.manifest.decoder, folder=out)
     return dataclasses.replace(target, version=library.version, engines=engines)
 
 
-def _present(library: EngineLibrary, target: TargetSpec) -> tuple[str, ...]:
+def _present(library: BuildLibrary, target: TargetSpec) -> tuple[str, ...]:
     """What to build for when nobody says: the GPU of this machine, else what the bundle has engines for."""
     try:
-        return (gpu_compute_capability(),)
+        return (present_capability(),)
     except DeviceError as error:
         before = tuple(dict.fromkeys(engine.compute_capability for engine in target.engines))
         _LOG.info("%s: %s Building for %s.", library.name, error, ", ".join(before or library.capabilities))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from trrg_sdk.bundle import Bundle
 from trrg_sdk.engine import Engine
 from trrg_sdk.errors import TrrgError
 from trrg_sdk.labeler import OBSERVATIONS, label_report
+from trrg_sdk.manifest import DecoderSpec, GraphSpec, Manifest
 
 Array = NDArray[Any]
 _UNSEEN_SIZES = {"batch": 3, "clues": 17, "prompts": 4, "length": 11}
@@ -117,7 +119,7 @@ def compare(
         Table and failures.
     """
     bundle, precision = exported.bundle, exported.precision
-    opened = exported.backend or backend.open_backend(device="cpu", threads=None)
+    opened = _OpenedOnce(exported.backend or backend.open_backend(device="cpu", threads=None))
     specs = {plan.name: bundle.manifest.graph(plan.name, target=opened.target) for plan in plans}
     graphs = {name: opened.graph(bundle.folder / spec.file, spec=spec) for name, spec in specs.items()}
     failures = [line for plan in plans for line in _interface_failures(bundle, plan, graphs[plan.name])]
@@ -128,10 +130,34 @@ def compare(
     values = _graph_values(graphs, decoder, reference)
     failures += _value_failures(values, limits.value, exported.worst_layers)
     outcome = _reports(Engine(bundle, opened), reference)
-    failures += _text_failures(outcome, len(reference.ids), limits)
+    failures += report_failures(outcome, len(reference.ids), limits)
     graph_table = {name: {k: d.table() for k, d in outputs.items()} for name, outputs in values.items()}
     table = {"precision": precision, "studies": len(reference.ids), "graphs": graph_table, **outcome}
     return ParityReport(table, tuple(failures))
+
+
+class _OpenedOnce:
+    """A backend that opens a file once, however many ask for it: each session holds the weights again."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.name, self.device, self.target = backend.name, backend.device, backend.target
+        self._backend = backend
+        self._graphs: dict[Path, Graph] = {}
+        self._decoders: dict[Path, Decoder] = {}
+
+    def file(self, name: str, manifest: Manifest) -> str:
+        return self._backend.file(name, manifest)
+
+    def graph(self, path: Path, *, spec: GraphSpec | None = None) -> Graph:
+        if path not in self._graphs:
+            self._graphs[path] = self._backend.graph(path, spec=spec)
+        return self._graphs[path]
+
+    def decoder(self, path: Path, spec: DecoderSpec) -> Decoder:
+        """Open a decoder; who gets the same one again starts with a prompt, which forgets all before it."""
+        if path not in self._decoders:
+            self._decoders[path] = self._backend.decoder(path, spec)
+        return self._decoders[path]
 
 
 @dataclass(frozen=True)
@@ -248,7 +274,17 @@ def _reports(engine: Engine, reference: Reference) -> dict[str, int | float]:
     }
 
 
-def _text_failures(outcome: Mapping[str, int | float], studies: int, limits: ParityLimits) -> list[str]:
+def report_failures(outcome: Mapping[str, int | float], studies: int, limits: ParityLimits) -> list[str]:
+    """Say which limits whole reports pass.
+
+    Args:
+        outcome: ``greedy_identical``, ``label_agreement``, ``clue_flips`` and ``clue_pairs``.
+        studies: How many reports.
+        limits: What may differ.
+
+    Returns:
+        A line for each.
+    """
     failures = []
     differing = studies - int(outcome["greedy_identical"])
     if limits.differing_texts is not None and differing > limits.differing_texts:

@@ -22,10 +22,9 @@ from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 from packaging.requirements import Requirement
 
+from trrg_export.sbom_renewal import sealed
 from trrg_sdk.version import __version__
 
-SBOM_FILE = "sbom.cdx.json"
-_SERIAL = uuid.UUID("6f0e2c0c-2b7a-5f3e-9a55-6d0c3c2a9b41")  # drawn once; the name space of our serial numbers
 _LICENCE_LINE = 100  # characters; some packages put the whole text where its name belongs
 
 
@@ -141,6 +140,5 @@ def _file(name: str, digest: str) -> Component:
 def _text(bom: Bom) -> str:
     """Serialise without the time, and with a serial number made of everything else."""
     plain: dict[str, Any] = json.loads(JsonV1Dot6(bom).output_as_string())
-    del plain["serialNumber"], plain["metadata"]["timestamp"]
-    plain["serialNumber"] = uuid.uuid5(_SERIAL, json.dumps(plain, sort_keys=True)).urn
-    return json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    del plain["metadata"]["timestamp"]
+    return sealed(plain)

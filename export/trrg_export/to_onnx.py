@@ -32,6 +32,8 @@ OPSET = 20
 INLINE_LIMIT = 2**31 - 2**20  # protobuf's limit of 2 GiB, and room for the graph itself
 _EXAMPLE = {"batch": 2, "clues": 5, "prompts": 3, "length": 7}  # sizes seen while tracing, all different
 _EXTERNAL_FROM = 1024  # bytes; smaller tensors stay inside also when the rest is external
+_LARGE = 1024  # elements; what shapes are computed from is smaller
+_FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 _TALKATIVE = (
     "torch.onnx",
     "torch.export",
@@ -117,8 +119,57 @@ def export_graph(plan: GraphPlan) -> onnx.ModelProto:
             verbose=False,
         )
         model = clean(_proto(program))
-    onnx.checker.check_model(model, full_check=True)
+    check(model)
     return model
+
+
+def check(model: onnx.ModelProto) -> None:
+    """Check a graph with its types and shapes; ONNX's checker copies what it gets several times, so without weights.
+
+    Args:
+        model: With its weights inside.
+
+    Raises:
+        onnx.checker.ValidationError: It breaks the standard.
+    """
+    light = without_weights(model)
+    declared = {value.name for value in light.graph.input}
+    hollow = [t for t in light.graph.initializer if is_hollow(t)]
+    inputs = [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in hollow if t.name not in declared]
+    light.graph.input.extend(inputs)
+    kept = [t for t in light.graph.initializer if not is_hollow(t)]
+    del light.graph.initializer[:]
+    light.graph.initializer.extend(kept)
+    onnx.checker.check_model(light, full_check=True)
+
+
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy a graph, but for the contents of its large floating-point weights.
+
+    Args:
+        model: Left as it is.
+
+    Returns:
+        A graph for whoever needs names, types and shapes; its large initializers are hollow.
+    """
+    light = onnx.ModelProto()
+    for kind, value in model.ListFields():
+        if kind.name != "graph":
+            _copy_field(light, kind, value)
+    for kind, value in model.graph.ListFields():
+        if kind.name != "initializer":
+            _copy_field(light.graph, kind, value)
+    for tensor in model.graph.initializer:
+        if tensor.data_type in _FLOATING and math.prod(tensor.dims) >= _LARGE:
+            light.graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+        else:
+            light.graph.initializer.append(tensor)
+    return light
+
+
+def is_hollow(tensor: onnx.TensorProto) -> bool:
+    """Tell whether a weight has no contents, see :func:`without_weights`."""
+    return {kind.name for kind, _ in tensor.ListFields()} == {"name", "dims", "data_type"} and 0 not in tensor.dims
 
 
 def clean(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -238,6 +289,16 @@ def _use_exportable_attention(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, PreTrainedModel) and part.config.model_type in ("swin", "swinv2"):
             part.set_attn_implementation("eager")
+
+
+def _copy_field(message: Any, kind: Any, value: Any) -> None:
+    """Copy one field of a protocol buffer, whatever it is."""
+    if kind.is_repeated:
+        getattr(message, kind.name).extend(value)
+    elif kind.message_type is not None:
+        getattr(message, kind.name).CopyFrom(value)
+    else:
+        setattr(message, kind.name, value)
 
 
 def _proto(program: Any) -> onnx.ModelProto:

@@ -24,7 +24,7 @@ from trrg_export.to_onnx import GraphPlan, plans
 from trrg_sdk.backends import onnxruntime
 from trrg_sdk.backends.ort_decoder import OrtDecoder
 from trrg_sdk.bundle import Bundle
-from trrg_sdk.manifest import DecoderSpec, GraphSpec, TensorSpec
+from trrg_sdk.manifest import DecoderSpec, GraphSpec, Manifest, TensorSpec
 from trrg_train.models.checkpoint import load_checkpoint
 
 ROUNDED, PRODUCTS = "every tensor in bf16", "products in bf16, norms and softmax in fp32 (autocast)"
@@ -62,6 +62,10 @@ class TorchBackend:
         self._plans = {f"{plan.name}.onnx": plan for plan in planned}
         self._rounded = rounded
         self.name, self.device, self.target = self._inner.name, self._inner.device, self._inner.target
+
+    def file(self, name: str, manifest: Manifest) -> str:
+        """Say which file of a bundle it opens for a graph."""
+        return self._inner.file(name, manifest)
 
     def graph(self, path: Path, *, spec: GraphSpec | None = None) -> TorchGraph:
         """Give PyTorch's form of a graph of the bundle."""

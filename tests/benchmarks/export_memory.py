@@ -1,26 +1,33 @@
-"""What the export of a large language model takes: peak memory over the size of the checkpoint, and time.
+"""What exports of large models take: peak memory over the size of the checkpoint, step by step, and time.
 
-    python tests/benchmarks/export_memory.py --write tests/benchmarks/results/export_memory.md
+    python tests/benchmarks/export_memory.py 1.1b:int4 --write tests/benchmarks/results/export_memory.md
 
-A checkpoint with random weights, encoders of the mini size and a language model of the named shape is written; then
-``trrg-export --int4`` runs on it in a process of its own, whole: reading, PyTorch on the parity studies, four graphs,
-quantization, comparison. Random weights write no report, so the comparison proves nothing here and its limits on
-labels and clues are lifted; what it costs is counted.
+A checkpoint with random weights is written; then ``trrg-export`` runs on it in a process of its own, whole: reading,
+PyTorch on the parity studies, four graphs, quantization, comparison. A shape names the language model, with encoders
+of the mini size; ``base`` has Swin-B and BERT-base with a toy language model. Random weights write no report, so the
+comparison proves nothing here and its limit on labels is lifted; what it costs is counted.
 
-The peak is the resident set of that process, shared pages of files included: weights that are mapped from the
-checkpoint count, although the system may drop them when memory is short.
+The peak is the largest resident set of that process in samples every 20 ms, pages of mapped files included: the system
+may drop those when memory is short, and *anonymous* memory is without them. (What ``getrusage`` says of a child begins
+with the memory of the process that started it, which has just written a checkpoint.) *Libraries* is the resident set
+of a process that has only imported what an export imports. Steps are those that the command prints.
+
+Figures are kept beside the page (``.json``) and shown together, each case once for each ``--label``; ``--code`` names
+another checkout of this repository to measure.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import json
+import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -43,64 +50,130 @@ SHAPES = {
     "7b": {"hidden": 4096, "layers": 32, "heads": 32, "kv_heads": 32, "intermediate": 11008},  # Llama 2
     "toy": {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 2, "intermediate": 96},
 }
+BASE = CONFIG.with_name("base.toml")
 EXPORT = "import sys; from trrg_export.cli import main; sys.exit(main(sys.argv[1:]))"
+IMPORTS = (
+    "import trrg_export.build, onnxruntime.quantization, onnxruntime_genai.models.builder\n"
+    "print(open('/proc/self/status').read())"
+)
 STUDIES = 2
 NEW_TOKENS = 12
+_SEVEN = 6_738_415_616 * 4  # bytes of Llama 2 7B in fp32
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one export took."""
+    """What one export took; bytes and seconds.
 
-    parameters: int
-    checkpoint: int  # bytes
-    bundle: int  # bytes
-    peak: int  # bytes
+    Attributes:
+        case: Shape and precision.
+        label: Which code.
+        checkpoint: Size of its weights.
+        bundle: Size of what was made.
+        libraries: Resident set with nothing but libraries.
+        peak: Largest resident set.
+        seconds: By the clock.
+        cpu: Of all threads, user and system.
+        steps: Step → largest resident set, and largest anonymous memory.
+    """
+
+    case: str
+    label: str
+    checkpoint: int
+    bundle: int
+    libraries: int
+    peak: int
     seconds: float
+    cpu: float
+    steps: Mapping[str, tuple[int, int]]
+
+    @property
+    def anonymous(self) -> int:
+        """Largest memory that no file backs."""
+        return max(anonymous for _, anonymous in self.steps.values())
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="1.1b", help="of the language model (default 1.1b)")
+    parser.add_argument("cases", nargs="*", metavar="SHAPE:PRECISION", help=f"SHAPE is base, {', '.join(SHAPES)}")
     parser.add_argument("--folder", type=Path, help="where checkpoint and bundle lie meanwhile (default: temporary)")
-    parser.add_argument("--write", type=Path, help="write the page to this file too")
+    parser.add_argument("--code", type=Path, default=CONFIG.parents[2], help="checkout to measure (default this one)")
+    parser.add_argument(
+        "--label", default="now", help="name of that code on the page: before... or now... (default now)"
+    )
+    parser.add_argument("--write", type=Path, required=True, help="the page; its figures lie beside it")
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        cost = measure(SHAPES[args.shape], Path(folder))
-    page = "\n".join(page_of(args.shape, cost)) + "\n"
+    store = args.write.with_suffix(".json")
+    costs = [Cost(**cost) for cost in json.loads(store.read_text("utf-8"))] if store.is_file() else []
+    for case in args.cases:
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            cost = measure(case, Path(folder), args.code.resolve(), args.label)
+        costs = [old for old in costs if (old.case, old.label) != (cost.case, cost.label)] + [cost]
+        store.write_text(json.dumps([asdict(each) for each in costs], indent=1) + "\n", encoding="utf-8")
+    page = "\n".join(page_of(sorted(costs, key=lambda cost: (cost.case, not cost.label.startswith("before"))))) + "\n"
     sys.stdout.write(page)
-    if args.write:
-        args.write.parent.mkdir(parents=True, exist_ok=True)
-        args.write.write_text(page, encoding="utf-8")
+    args.write.write_text(page, encoding="utf-8")
     return 0
 
 
-def measure(shape: dict[str, int], folder: Path) -> Cost:
+def measure(case: str, folder: Path, code: Path, label: str) -> Cost:
     """Write a checkpoint and export it in a process of its own."""
-    parameters = write_checkpoint(shape, folder / "checkpoint")
-    out = folder / "bundle"
+    shape, precision = case.split(":")
+    checkpoint, out = folder / "checkpoint", folder / "bundle"
+    write_checkpoint(SHAPES.get(shape, SHAPES["toy"]), checkpoint, config=BASE if shape == "base" else CONFIG)
+    places = os.pathsep.join(str(code / part) for part in (".", "train", "export"))
+    environment = {**os.environ, "PYTHONPATH": places}
+    options = [str(checkpoint), "--out", str(out), "--label-agreement", "0"]
+    options += [] if precision == "fp32" else [f"--{precision}"]
+    told = subprocess.run([sys.executable, "-c", IMPORTS], env=environment, capture_output=True, text=True, check=True)
     start = time.perf_counter()
-    subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            EXPORT,
-            str(folder / "checkpoint"),
-            "--out",
-            str(out),
-            "--int4",
-            "--label-agreement",
-            "0",
-        ],
-        check=True,
-        stdout=sys.stderr,
+    with subprocess.Popen(
+        [sys.executable, "-c", EXPORT, *options], env=environment, stdout=sys.stderr, stderr=subprocess.PIPE, text=True
+    ) as process:
+        steps = follow(process)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return Cost(
+        case=case,
+        label=label,
+        checkpoint=(checkpoint / "model.safetensors").stat().st_size,
+        bundle=sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
+        libraries=resident(told.stdout)[0],
+        peak=max(total for total, _ in steps.values()),
+        seconds=time.perf_counter() - start,
+        cpu=usage.ru_utime + usage.ru_stime,
+        steps=steps,
     )
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # Linux counts in KiB
-    checkpoint = (folder / "checkpoint" / "model.safetensors").stat().st_size
-    bundle = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    return Cost(parameters, checkpoint, bundle, peak, seconds)
+
+
+def follow(process: subprocess.Popen[str]) -> dict[str, tuple[int, int]]:
+    """Sample a process until its standard error ends; the lines there name its steps."""
+    step, steps = ["starting"], dict[str, tuple[int, int]]()
+
+    def read() -> None:
+        for line in process.stderr or ():
+            sys.stderr.write(line)
+            if line.startswith(("running", "exporting", "building", "quantizing", "comparing", "target", "counting")):
+                step[0] = line.strip()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    while reader.is_alive():
+        found = resident(Path(f"/proc/{process.pid}/status").read_text("ascii"))
+        before = steps.get(step[0], (0, 0))
+        steps[step[0]] = (max(before[0], found[0]), max(before[1], found[1]))
+        time.sleep(0.02)
+    return steps
+
+
+def resident(status: str) -> tuple[int, int]:
+    """Read the resident set and its anonymous part, in bytes, from what Linux says about a process."""
+    fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    total, anonymous = (int(fields.get(name, "0 kB").split()[0]) * 1024 for name in ("VmRSS", "RssAnon"))
+    return total, anonymous
 
 
 def write_checkpoint(shape: dict[str, int], folder: Path, *, config: Path = CONFIG) -> int:
@@ -138,21 +211,55 @@ def write_checkpoint(shape: dict[str, int], folder: Path, *, config: Path = CONF
     return sum(parameter.numel() for parameter in model.llm.parameters())
 
 
-def page_of(shape: str, cost: Cost) -> Iterator[str]:
+def page_of(costs: list[Cost]) -> Iterator[str]:
     """The lines of the page."""
-    yield "# Memory and time of an export to int4\n\nMade by (do not edit):\n\n```bash"
-    yield f"python tests/benchmarks/export_memory.py --shape {shape} --write tests/benchmarks/results/export_memory.md"
+    yield "# Memory and time of exports\n\nMade by (do not edit), one case at a time:\n\n```bash"
+    yield "python tests/benchmarks/export_memory.py 1.1b:int4 --write tests/benchmarks/results/export_memory.md"
     yield "```\n"
     yield (__doc__ or "").split("\n\n", 2)[2]
-    yield f"Language model: {cost.parameters / 1e6:.0f} M parameters; {STUDIES} parity studies, reports of up to "
-    yield f"{NEW_TOKENS} tokens. "
-    yield from machine(("torch", "transformers", "onnxruntime", "onnxruntime-genai"))
-    yield "\n| what | figure |\n|---|---|"
-    yield f"| checkpoint, GiB | {cost.checkpoint / 2**30:.2f} |"
-    yield f"| bundle, GiB | {cost.bundle / 2**30:.2f} |"
-    yield f"| peak of the resident set, GiB | {cost.peak / 2**30:.2f} |"
-    yield f"| **peak over checkpoint** | **{cost.peak / cost.checkpoint:.2f}** |"
-    yield f"| time, s | {cost.seconds:.0f} |"
+    yield f"{STUDIES} parity studies, reports of up to {NEW_TOKENS} tokens. "
+    yield from machine(("torch", "transformers", "onnx", "onnxruntime", "onnxruntime-genai"))
+    yield "\nSizes in GiB, multiples are of the checkpoint; time by the clock counts whatever else the machine did.\n"
+    names = "case, code, checkpoint, bundle, libraries, peak, multiple, without libraries, anonymous, CPU s, clock s"
+    yield f"| {names.replace(', ', ' | ')} |\n|{'---|' * 11}"
+    for cost in costs:
+        sizes = [f"{gib(size):.2f}" for size in (cost.checkpoint, cost.bundle, cost.libraries, cost.peak)]
+        over = [f"{size / cost.checkpoint:.2f}" for size in (cost.peak, cost.peak - cost.libraries)]
+        rest = [f"{gib(cost.anonymous):.2f}", f"{cost.cpu:.0f}", f"{cost.seconds:.0f}"]
+        yield f"| {cost.case.replace(':', ' ')} | {cost.label} | {' | '.join([*sizes, *over, *rest])} |"
+    yield from steps_of(costs)
+    yield from seven_billion({cost.case: cost for cost in costs if cost.label.startswith("now")})
+
+
+def steps_of(costs: list[Cost]) -> Iterator[str]:
+    """Where each peak comes from."""
+    for cost in costs:
+        yield f"\n## {cost.case.replace(':', ', ')}, {cost.label}\n\n| step | peak, GiB | of that anonymous at most |"
+        yield "|---|---|---|"
+        for step, (total, anonymous) in cost.steps.items():
+            yield f"| {step} | {gib(total):.2f} | {gib(anonymous):.2f} |"
+
+
+def seven_billion(costs: Mapping[str, Cost]) -> Iterator[str]:
+    """The multiple of the largest language model that was exported to int4, at the size of a third one."""
+    cost = next((costs[name] for name in ("1.1b:int4", "300m:int4") if name in costs), None)
+    if cost is None:
+        return
+    times = _SEVEN / cost.checkpoint
+    held, kept = ((size - cost.libraries) * times + cost.libraries for size in (cost.peak, cost.anonymous))
+    yield (
+        "\n## A language model of 7 B parameters, computed\n\n"
+        f"Not run: what {cost.case.replace(':', ' ')} takes beyond the libraries grows with the weights. At "
+        f"{gib(_SEVEN):.1f} GiB (Llama 2 7B in fp32) that is a peak of {gib(held):.0f} GiB, {held / _SEVEN:.2f} times "
+        f"the checkpoint, of which at most {gib(kept):.0f} GiB are anonymous and the rest mapped weights that the "
+        f"system may drop; {cost.cpu * times / 60:.0f} minutes of CPU time; and {gib(_SEVEN):.0f} GiB on the disk for "
+        "the graph in fp32 that is quantized."
+    )
+
+
+def gib(size: float) -> float:
+    """Bytes in GiB."""
+    return size / 2**30
 
 
 if __name__ == "__main__":

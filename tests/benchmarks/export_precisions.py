@@ -28,11 +28,12 @@ from trrg_export.parity import LIMITS, ParityError
 from trrg_export.reference import Reference, run_pytorch
 from trrg_export.speed import Speed, measure, timed
 from trrg_export.targets import TARGETS
-from trrg_sdk.backends import onnxruntime, open_backend
+from trrg_sdk.backends import open_backend
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.errors import DeviceError, UsageError
 from trrg_sdk.labeler import OBSERVATIONS, label_report
 from trrg_sdk.manifest import Manifest
+from trrg_sdk.processors import physical_cores
 from trrg_train.models.checkpoint import Checkpoint, load_checkpoint
 from trrg_train.models.clue_bank import clue_inputs, embed_bank
 from trrg_train.models.fusion import ClueInputs
@@ -70,7 +71,7 @@ def main() -> int:
     args = parser.parse_args()
     loaded = load_checkpoint(args.checkpoint)
     reference = run_pytorch(loaded, loaded.parity_pixels()[:8])
-    threads = onnxruntime.physical_cores()
+    threads = physical_cores()
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         rows = [row for name in LIMITS for row in bundle_rows(args.checkpoint, Path(folder), name, reference)]

@@ -40,6 +40,7 @@ from trrg_export.to_onnx import GraphPlan, export_graph, quiet, save
 from trrg_sdk.backends import Graph, onnxruntime, openvino
 from trrg_sdk.errors import DeviceError
 from trrg_sdk.manifest import GraphSpec, TensorSpec
+from trrg_sdk.processors import physical_cores
 from trrg_train.config import read_config
 from trrg_train.models.vision import VisionEncoder
 
@@ -190,7 +191,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="a stage-2 checkpoint, to count what bf16 does to labels")
     parser.add_argument("--write", type=Path, help="also write the page here")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads or onnxruntime.physical_cores())
+    torch.set_num_threads(args.threads or physical_cores())
     given = " ".join(sys.argv[1:])
     lines = ["# Swin-B, 224 x 224, batch 1\n\nMade by (do not edit):\n\n```bash"]
     lines += [f"python tests/benchmarks/openvino_vision.py {given}\n```\n", (__doc__ or "").split("\n\n", 2)[2]]

@@ -60,7 +60,8 @@ def test_files_are_those_of_the_contract(fp32_bundle: Path) -> None:
     graphs = {f"graphs/{name}.onnx" for name in ("vision", "clue_encoder", "fusion", "decoder")}
     arrays = {"tokenizer.json", "token_embedding.npy", "clue_bank.npz", "model_card.md"}
     about = {"graphs/summary.json", "sbom.cdx.json"}
-    assert manifest.files.keys() == graphs | arrays | about
+    drafts = {f"drafts/{name}.npy" for name in ("tokens", "order", "sentences")}
+    assert manifest.files.keys() == graphs | arrays | about | drafts
     assert oct(fp32_bundle.stat().st_mode)[-3:] == "755"
 
 

@@ -268,13 +268,15 @@ def test_a_decoder_that_overflows_names_its_layer(tiny_checkpoint: Path, tmp_pat
     path = tmp_path / "decoder.onnx"
     reference = run_pytorch(loaded, loaded.parity_pixels()[:1])
     write_decoder(loaded, path, precision="fp16", int4=Int4(), reference=reference)
+    assert overflow_failures(path, sequences, spec) == []
     decoder = onnx.load(str(path))
-    assert overflow_failures(decoder, sequences, spec) == []
     weight = next(t for t in decoder.graph.initializer if "layers.1" in t.name and "down_proj" in t.name)
     large = np.full_like(numpy_helper.to_array(weight), 3e4)
     weight.CopyFrom(numpy_helper.from_array(large, weight.name))
-    (failure,) = overflow_failures(decoder, sequences, spec)
+    onnx.save_model(decoder, str(path))
+    (failure,) = overflow_failures(path, sequences, spec)
     assert "layers.1/mlp/down_proj" in failure
+    assert [file.name for file in tmp_path.iterdir()] == [path.name], "the graph that was watched is left"
 
 
 def test_a_value_that_differs_from_pytorch_names_the_layer(

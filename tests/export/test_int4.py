@@ -101,7 +101,7 @@ def test_every_algorithm_is_near_and_no_two_are_the_same(
     exact = _logits((fp32_bundle / "graphs" / "decoder.onnx").read_bytes(), reference)
     away = np.abs(_logits(files[algorithm], reference) - exact).max() / np.abs(exact).max()
     assert 1e-4 < away < 0.25
-    assert not caplog.records
+    assert {record.name for record in caplog.records} <= {"trrg_export.decoder"}  # ours; the libraries are quiet
     assert capfd.readouterr() == ("", "")
 
 

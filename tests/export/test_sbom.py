@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import re
 import sys
+from collections.abc import Callable
 from hashlib import sha256
 from importlib.metadata import Distribution
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 
 pytest.importorskip("cyclonedx")
 
-from trrg_export.sbom import SBOM_FILE, installed, sbom
+from trrg_export.sbom import installed, sbom
+from trrg_export.sbom_renewal import SBOM_FILE, renewed_card, renewed_sbom
 
 FILES = {"graphs/vision.onnx": "0" * 64, "graphs/summary.json": "1" * 64, "tokenizer.json": "2" * 64}
 PACKAGES = ("numpy", "onnx", "tokenizers")
@@ -123,3 +125,59 @@ def test_the_bundle_lists_its_files_there_and_the_bill_in_its_manifest(fp32_bund
     }
     assert listed == {name: spec.sha256 for name, spec in files.items() if name != SBOM_FILE}
     assert files[SBOM_FILE].sha256 == sha256((fp32_bundle / SBOM_FILE).read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
+    """Says which distributions are installed; a bill is made of what was there before."""
+
+    class Installed:
+        def __init__(self, name: str, version: str) -> None:
+            self.name, self.version = name, version
+
+    def install(versions: dict[str, str]) -> None:
+        found = [Installed(name, version) for name, version in versions.items()]
+        monkeypatch.setattr(importlib.metadata, "distributions", lambda: found)
+
+    return install
+
+
+@pytest.fixture
+def bill() -> str:
+    """As an export for TensorRT-RTX 1.7 leaves it."""
+    text = plain(sbom("tiny-0", FILES, PACKAGES))
+    for name in ("acme-trt", "acme-trt-cu13", "acme-trt-tools"):
+        purl = f"pkg:pypi/{name}@1.7"
+        text["components"].append({"bom-ref": purl, "name": name, "purl": purl, "type": "library", "version": "1.7"})
+        text["dependencies"].append({"ref": purl})
+    text["dependencies"][-3]["dependsOn"] = ["pkg:pypi/acme-trt-cu13@1.7"]
+    return json.dumps(text)
+
+
+def test_engines_that_were_built_anew_name_their_library(bill: str, library: Any) -> None:
+    library({"acme_trt": "1.8", "Acme.trt-cu14": "1.8.1", "numpy": "9"})
+    text = renewed_sbom(bill, "acme-trt", {"tokenizer.json": "4" * 64})
+    before, after = components(bill), components(text)
+    named = {name: each["version"] for name, each in after.items() if name.startswith("acme-trt")}
+    assert named == {"acme-trt": "1.8", "acme-trt-cu14": "1.8.1", "acme-trt-tools": "1.7"}
+    assert after["tokenizer.json"]["hashes"][0]["content"] == "4" * 64
+    changed = {name for name in before.keys() & after.keys() if before[name] != after[name]}
+    assert changed == {"acme-trt", "tokenizer.json"}
+    graph = {each["ref"]: each.get("dependsOn", []) for each in plain(text)["dependencies"]}
+    assert graph.keys() == {each["bom-ref"] for each in after.values()} | {"tiny-0"}
+    assert set(graph["tiny-0"]) == graph.keys() - {"tiny-0"}
+    assert graph["pkg:pypi/acme-trt@1.8"] == [], "what it needed is gone"
+
+
+def test_a_bill_of_the_same_versions_stays_the_same(library: Any) -> None:
+    text = sbom("tiny-0", FILES, PACKAGES)
+    versions = {name: each.version for name, each in installed(PACKAGES).items()}
+    library(versions)
+    for package in PACKAGES:
+        assert renewed_sbom(text, package, {}) == text
+
+
+def test_a_model_card_names_the_new_version() -> None:
+    card = "| numpy | 2.1 |\n| tensorrt | 10.16 |\n| tensorrt-rtx | 1.7.1 |\n"
+    assert renewed_card(card, "tensorrt", "11.4") == card.replace("10.16", "11.4")
+    assert renewed_card(card, "torch", "2") == card

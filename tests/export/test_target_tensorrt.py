@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -21,16 +22,22 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime_genai")
 pytest.importorskip("tensorrt_rtx")
 
-from trrg_export import build, engine_builder, engines
+from tests.sdk.fake_tensorrt import Code, install
+from trrg_export import build, engine_builder, engine_kernels, engines
 from trrg_export.cli import main
 from trrg_export.engine_builder import LIBRARIES, axis_ranges, build_engines, build_profile
 from trrg_export.parity import LIMITS, ParityError, ParityLimits
+from trrg_export.sbom_renewal import SBOM_FILE
 from trrg_export.targets import tensorrt, tensorrt_graphs, tensorrt_rtx
 from trrg_export.targets.base import ProvenSite
+from trrg_sdk import Reporter
+from trrg_sdk.backends import open_backend
+from trrg_sdk.backends import tensorrt as runtime
 from trrg_sdk.bundle import Bundle, write_manifest
-from trrg_sdk.engines import engine_for
+from trrg_sdk.engines import RUNNERS, engine_for
 from trrg_sdk.errors import DeviceError, UsageError
 from trrg_sdk.manifest import GRAPH_NAMES, MANIFEST_FILE, SIGNATURE_FILE, TargetSpec, parse_manifest
+from trrg_train.models.tokenizer import EOS_ID
 
 pytestmark = pytest.mark.torch
 
@@ -184,14 +191,37 @@ def test_a_graph_that_differs_is_no_target(site_of: Any, tmp_path: Path, monkeyp
         tensorrt_rtx.add(site)
     assert "fusion.prompt_embeds: differs" in str(caught.value)
     assert "greedy tokens differ" in str(caught.value)
+    assert "clue scores change sides of their thresholds, the limit is 0%" in str(caught.value)
     assert not (site.folder / "engines").exists()
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
 def test_a_precision_that_it_has_not_is_refused_before_anything_is_built(name: str) -> None:
-    with pytest.raises(UsageError, match=f"--target {name}: expected a precision of fp32, fp16, int4, got int8"):
-        build.ExportOptions("int8", targets=("ort", name))
-    assert build.allowed_precisions(("ort", name)) == ("fp32", "fp16", "int4")
+    with pytest.raises(UsageError, match=f"--target {name}: expected a precision of fp32, fp16, int8, int4, got bf16"):
+        build.ExportOptions("bf16", targets=("ort", "openvino", name))
+    assert build.allowed_precisions(("ort", name)) == ("fp32", "fp16", "int8", "int4")
+
+
+def test_int8_is_what_tensorrt_reads(site_of: Any, tmp_path: Path) -> None:
+    site = site_of(tmp_path / "bundle", "int8", ANYTHING)
+    spec = tensorrt_rtx.add(site)
+    assert {name: graph.precision for name, graph in spec.graphs.items()} == {
+        **dict.fromkeys(("vision", "clue_encoder", "fusion"), "int8"),
+        "decoder": "fp16",
+    }
+    rounded = 0
+    for name in ("vision", "clue_encoder", "fusion"):
+        model = onnx.load(str(site.folder / spec.graphs[name].file))
+        zeros = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        for node in model.graph.node:
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                assert zeros[node.input[2]].dtype == np.int8 and not zeros[node.input[2]].any()
+                rounded += node.op_type == "QuantizeLinear"
+    assert rounded > 5
+    table = site.tables["int8 on tensorrt-rtx"]
+    assert (table["studies"], table["clue_pairs"]) == (6, 6 * 14)
+    assert table["clue_flips"] <= 0.1 * table["clue_pairs"]
+    assert {engine.graph for engine in spec.engines} == set(GRAPH_NAMES)
 
 
 @pytest.mark.skipif(tensorrt.unavailable_reason() is None, reason="TensorRT and a GPU are here")
@@ -236,7 +266,7 @@ def test_engines_are_built_anew_for_this_gpu(
 ) -> None:
     before = Bundle.load(bundle)
     (bundle / SIGNATURE_FILE).write_bytes(b"signed")
-    monkeypatch.setattr(engines, "gpu_compute_capability", lambda: "8.0")
+    monkeypatch.setattr(engines, "present_capability", lambda: "8.0")
     monkeypatch.setattr(engine_builder, "_LOG_EVERY", 0.05)
     assert main(["--rebuild-engines", str(bundle)]) == 0
     said = capsys.readouterr()
@@ -246,7 +276,9 @@ def test_engines_are_built_anew_for_this_gpu(
     assert {(engine.graph, engine.compute_capability) for engine in spec.engines} == {(n, "8.0") for n in GRAPH_NAMES}
     assert not (bundle / SIGNATURE_FILE).exists()
     changed = {name for name in after.manifest.files if after.manifest.files[name] != before.manifest.files[name]}
-    assert changed == {engine.file for engine in spec.engines}
+    assert changed == {engine.file for engine in spec.engines} | {SBOM_FILE}
+    assert spec.version == RTX.version == after.manifest.provenance.created_by["tensorrt-rtx"]
+    assert f"pkg:pypi/tensorrt-rtx@{importlib.metadata.version('tensorrt-rtx')}" in (bundle / SBOM_FILE).read_text()
     assert after.manifest_sha256 != before.manifest_sha256
     assert list(bundle.parent.iterdir()) == [bundle]
 
@@ -286,7 +318,7 @@ def test_without_its_library_a_rebuild_is_exit_5(
     before = Bundle.load(bundle).manifest_sha256
     assert main(["--rebuild-engines", str(bundle)]) == 5
     error = capsys.readouterr().err
-    assert "pip install tensorrt-rtx" in error and error.count("\n") == 1
+    assert "pip install 'trrg-sdk[tensorrt]'" in error and error.count("\n") == 1
     assert Bundle.load(bundle).manifest_sha256 == before
 
 
@@ -311,3 +343,99 @@ def test_rebuilding_needs_neither_torch_nor_onnx() -> None:
     code = "import sys, trrg_export.engines; print(*({'torch', 'onnx', 'onnxruntime'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert done.stdout.strip() == ""
+
+
+def codes(folder: Path) -> dict[bytes, Code]:
+    """The fake's engines: each is the clean graph that the real one was built from, on ONNX Runtime."""
+    made, spec = {}, target(folder)
+    for engine in spec.engines:
+        graph = spec.graphs[engine.graph]
+        session = open_backend(device="cpu", threads=1).graph(folder / graph.file)
+        tensors = (
+            {
+                each.name: (each.dtype, tuple(-1 if isinstance(axis, str) else axis for axis in each.axes))
+                for each in specs
+            }
+            for specs in (graph.inputs, graph.outputs)
+        )
+        ranges = {name: (shapes[0], shapes[2]) for name, shapes in engine.profile.items()}
+        content = (folder / engine.file).read_bytes()
+        made[content] = Code(*tensors, ranges, lambda feed, session=session: session.run(dict(feed)))
+    return made
+
+
+def check_reports(folder: Path, site: ProvenSite, *, atol: float) -> None:
+    """The engines see and write what PyTorch sees and writes, prompt by prompt and token by token."""
+    engine = Reporter(folder, device=RTX.name)._engine
+    override = engine.clues.override(None)
+    for index, pixels in enumerate(site.checkpoint.parity_pixels().numpy()):
+        seen = engine.perceive(pixels, override=override)
+        logits = [clue.probability for clue in seen.scores]
+        assert np.isfinite(logits).all()
+        written = engine.write(seen.prompt)
+        np.testing.assert_allclose(seen.prompt, site.reference.prompts[index], atol=atol)
+        expected = site.reference.ids[index]
+        assert list(written.ids) == [token for token in expected if token != EOS_ID]
+
+
+def test_the_decoder_reads_its_graph_as_an_engine(
+    fp16: Path, site_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fake GPU, the real graphs: past and present, profile, dtypes and the last row of logits."""
+    site, version = site_of(tmp_path / "site", "fp16"), RTX.version
+    fake = install(monkeypatch, codes(fp16))
+    monkeypatch.setattr(fake, "__version__", version, raising=False)
+    check_reports(fp16, site, atol=0.05)
+    assert sum(context.runs for context in fake.contexts) > 3 * len(site.reference.ids)
+
+
+def test_kernels_are_kept_where_the_gpu_runs_the_engines(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec, manifest = target(bundle), Bundle.load(bundle).manifest
+    fake = install(monkeypatch, codes(bundle))
+    caplog.set_level("INFO", "trrg_export")
+    engine_kernels.keep_kernels(RTX, spec.engines, spec.graphs, manifest.decoder, folder=bundle)
+    folder = bundle / "engines" / RTX.name
+    assert {path.name for path in folder.glob("*.cache")} == {f"{name}.cache" for name in GRAPH_NAMES}
+    assert (folder / "decoder.cache").read_bytes() == b"fits, compiled"
+    assert sorted(context.runs for context in fake.contexts) == [1, 1, 1, 2], "the decoder a prompt and a step"
+    assert any("kernels 4 of 4, decoder: compiling" in record.getMessage() for record in caplog.records)
+    fake.refuses.add("execute_async_v3")
+    for path in folder.glob("*.cache"):
+        path.unlink()
+    engine_kernels.keep_kernels(RTX, spec.engines, spec.graphs, manifest.decoder, folder=bundle)
+    assert any("does not run here" in record.getMessage() for record in caplog.records)
+    assert not list(folder.glob("*.cache"))
+
+
+def test_kernels_of_old_engines_go_with_them(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = Bundle.load(bundle).manifest
+    cache = bundle / "engines" / RTX.name / "vision.cache"
+    cache.write_bytes(b"old")
+    write_manifest(bundle, manifest)
+    monkeypatch.setattr(engines, "keep_kernels", lambda *_, **__: None)
+    engines.rebuild_engines(bundle, compute_capabilities=["8.9"])
+    assert Bundle.load(bundle).manifest.files.keys() == manifest.files.keys()
+    assert not cache.exists()
+
+
+@pytest.mark.gpu
+def test_real_engines_write_what_pytorch_writes(bundle: Path, site_of: Any, tmp_path: Path) -> None:
+    """Engines for the GPU of this machine, on it: values near PyTorch's, tokens the same, kernels kept."""
+    if reason := runtime._reason(RUNNERS[RTX.name]):
+        pytest.skip(f"no engine can be run: {reason}")
+    try:
+        engines.rebuild_engines(bundle)
+    except UsageError as error:
+        pytest.skip(f"no engine can be built: {error}")
+    check_reports(bundle, site_of(tmp_path / "site", "fp16"), atol=0.05)
+    assert len(list((bundle / "engines" / RTX.name).glob("*.cache"))) == len(GRAPH_NAMES)
+
+
+def test_the_gpu_is_the_one_that_cuda_shows_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_builder, "gpu_compute_capability", lambda: "7.5")
+    install(monkeypatch, {}, capability="12.0")
+    assert engine_builder.present_capability() == "12.0"
+    install(monkeypatch, {}, start="cudaErrorNoDevice")
+    assert engine_builder.present_capability() == "7.5"

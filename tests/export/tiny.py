@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 
 from trrg_sdk.labeler import OBSERVATIONS
 from trrg_sdk.preprocess import Preprocess
-from trrg_train.models.checkpoint import CheckpointMeta, save_checkpoint
+from trrg_train.models.checkpoint import CheckpointMeta, save_checkpoint, save_reports
 from trrg_train.models.clue_bank import BankedClue
 from trrg_train.models.config import ModelConfig
-from trrg_train.models.tokenizer import BOS_ID, train_tokenizer
+from trrg_train.models.tokenizer import BOS_ID, EOS_ID, train_tokenizer
 from trrg_train.models.trrg import Prompt, Trrg
 
 SIZE = 64
@@ -82,6 +82,8 @@ def write_checkpoint(folder: Path, *, stage: int = 2, **changes: object) -> Path
     )
     part = model if stage == 2 else model.perceiver
     save_checkpoint(folder, model=part, config=config(**changes), tokenizer=tokenizer, meta=meta)
+    reports = ["FINDINGS: The lungs are clear.", "There is Edema. The lungs are clear.", "FINDINGS: There is Edema."]
+    save_reports(folder, [[*tokenizer.encode(text).ids, EOS_ID] for text in reports * (stage == 2)])
     save_file({"pixels": torch.randn(6, 1, SIZE, SIZE)}, folder / "parity.safetensors")
     return folder
 

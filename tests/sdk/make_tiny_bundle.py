@@ -236,6 +236,7 @@ def make_manifest(folder: Path, tokenizer: Tokenizer) -> m.Manifest:
         custom_clue=m.CustomClueSpec(4.0, 0.0, 0.5, 24),
         clue_bank=m.ArraySpec("clue_bank.npz", "float32", ("clues", JOINT)),
         decoding=m.DecodingSpec("greedy", NEW_TOKENS),
+        drafts=None,
         decoder=m.DecoderSpec(LAYERS, HEADS, HEAD_SIZE, WIDTH, MAX_LENGTH),
         targets={"ort-cpu": m.TargetSpec("onnxruntime", "1.32", {}, ())},
         provenance=m.ProvenanceSpec("0.1.0", "test", "0" * 64, "random weights", {"torch": torch.__version__}),

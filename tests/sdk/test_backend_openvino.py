@@ -24,6 +24,7 @@ from trrg_sdk.bundle import Bundle, write_manifest
 from trrg_sdk.doctor import examine
 from trrg_sdk.errors import BundleError, DeviceError, RefusedError, UsageError
 from trrg_sdk.manifest import Manifest, TargetSpec
+from trrg_sdk.processors import physical_cores
 
 HERE = Path(__file__).parent
 TINY = HERE / "tiny_bundle"
@@ -121,7 +122,7 @@ def test_nothing_is_left_to_openvino(bundle: Bundle, asked: list[dict[str, Any]]
     for told in asked:
         assert told["INFERENCE_PRECISION_HINT"] == ov.Type.f32
         assert told["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == 0
-        assert told["INFERENCE_NUM_THREADS"] == opened.threads == (threads or backend.onnxruntime.physical_cores())
+        assert told["INFERENCE_NUM_THREADS"] == opened.threads == (threads or physical_cores())
         assert told["ENABLE_CPU_PINNING"] is False
     vision = graphs["vision"]
     assert isinstance(vision, backend.OpenVinoGraph)

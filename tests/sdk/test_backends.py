@@ -20,6 +20,7 @@ from trrg_sdk.backends.ort_session import foreign_errors
 from trrg_sdk.bundle import Bundle, write_manifest
 from trrg_sdk.decoding import generate
 from trrg_sdk.errors import BundleError, DeviceError, UsageError
+from trrg_sdk.processors import physical_cores
 
 HERE = Path(__file__).parent
 TINY = HERE / "tiny_bundle"
@@ -278,7 +279,7 @@ def test_foreign_errors_are_onnxruntimes() -> None:
 
 
 def test_threads_default_to_the_cores() -> None:
-    assert onnxruntime.open_backend(device="cpu").threads == onnxruntime.physical_cores() >= 1
+    assert onnxruntime.open_backend(device="cpu").threads == physical_cores() >= 1
 
 
 def test_a_pruned_head_gives_the_same_logits(tmp_path: Path, bundle: Bundle, ort: Backend) -> None:

@@ -9,7 +9,7 @@ import shutil
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +37,17 @@ def batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Batch:
     monkeypatch.setattr("trrg_sdk.reporter.open_backend", lambda **_: opened)
     fixed = [str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--bundle", str(TINY), "--format", "json"]
     return lambda *more: main(["batch", *fixed, *map(str, more)])
+
+
+def at_the_first_image(work: Callable[[], None]) -> Callable[..., Iterator[object]]:
+    """A ``report_many`` that does something else as soon as there is something to report."""
+
+    def report_many(self: Reporter, sources: Iterable[object], **_: object) -> Iterator[object]:
+        for source in sources:
+            work()
+            yield source
+
+    return report_many
 
 
 def reports(tmp_path: Path) -> dict[str, Report]:
@@ -81,9 +92,9 @@ def test_nothing_is_done_twice(batch: Batch, tmp_path: Path, monkeypatch: pytest
     before = contents(tmp_path / "out")
 
     def never(*_: object) -> None:
-        raise AssertionError("reported again")
+        raise AssertionError("written again")
 
-    monkeypatch.setattr("trrg_sdk.reporter.Reporter.read", never)
+    monkeypatch.setattr(Reporter, "report_many", at_the_first_image(never))
     monkeypatch.setattr("trrg_sdk.site.batch.outbox.write", never)
     assert batch() == 0
     os.utime(files[0])  # touched, and the same
@@ -345,11 +356,11 @@ def test_folders_that_make_no_sense(batch: Batch, tmp_path: Path, capfd: pytest.
 
 
 def test_a_stop_finishes_the_study_at_hand(batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    studies(tmp_path / "in", 12)
+    studies(tmp_path / "in", 60)  # more than report_many takes ahead
     once, real = [], Reporter.report_many
 
-    def interrupted(self: Reporter, sources: object) -> object:
-        for outcome in real(self, sources):  # type: ignore[arg-type]
+    def interrupted(self: Reporter, sources: object, **options: object) -> object:
+        for outcome in real(self, sources, **options):  # type: ignore[arg-type]
             if not once:
                 once.append(os.kill(os.getpid(), 2))
             yield outcome
@@ -357,10 +368,10 @@ def test_a_stop_finishes_the_study_at_hand(batch: Batch, tmp_path: Path, monkeyp
     monkeypatch.setattr(Reporter, "report_many", interrupted)
     assert batch("--workers", 1) == 130
     begun = audited(tmp_path / "out").total()
-    assert 1 <= begun < 12 and len(reports(tmp_path)) == begun
+    assert 1 <= begun < 60 and len(reports(tmp_path)) == begun
     assert batch() == 0
     assert set(audited(tmp_path / "out").values()) == {1}
-    assert audited(tmp_path / "out").total() == 12
+    assert audited(tmp_path / "out").total() == 60
 
 
 def test_the_second_ctrl_c_stops_at_once(
@@ -368,12 +379,12 @@ def test_the_second_ctrl_c_stops_at_once(
 ) -> None:
     studies(tmp_path / "in", 5)
 
-    def twice(*_: object) -> None:
+    def twice() -> None:
         os.kill(os.getpid(), 2)
         os.kill(os.getpid(), 2)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Reporter, "read", twice)
+        patch.setattr(Reporter, "report_many", at_the_first_image(twice))
         assert batch() == 130
     assert "Traceback" not in capfd.readouterr().err and states(tmp_path / "out") == {}
     assert batch() == 0 and set(audited(tmp_path / "out").values()) == {1}
@@ -413,11 +424,11 @@ def test_somebody_else_is_given_the_files_before_they_count_as_done(
 
 
 def test_a_device_that_fails_stops_the_batch(batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, **__: object) -> None:
+    def broken() -> None:
         raise DeviceError("the device failed")
 
     studies(tmp_path / "in", 3)
-    monkeypatch.setattr(Reporter, "read", broken)
+    monkeypatch.setattr(Reporter, "report_many", at_the_first_image(broken))
     assert batch() == 5
     assert states(tmp_path / "out") == {}
     monkeypatch.undo()

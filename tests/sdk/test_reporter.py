@@ -216,7 +216,7 @@ def test_many_keeps_order_and_makes_errors_outcomes(make: Callable[..., Reporter
     assert all(outcome.source is source for outcome, source in zip(outcomes, sources, strict=True))
 
 
-def test_many_takes_one_at_a_time_and_keeps_nothing(make: Callable[..., Reporter]) -> None:
+def test_many_in_batches_of_one_takes_one_at_a_time_and_keeps_nothing(make: Callable[..., Reporter]) -> None:
     class Image(np.ndarray[Any, Any]):
         pass
 
@@ -229,7 +229,7 @@ def test_many_takes_one_at_a_time_and_keeps_nothing(make: Callable[..., Reporter
             yield image
             del image
 
-    for count, outcome in enumerate(make().report_many(sources()), start=1):
+    for count, outcome in enumerate(make().report_many(sources(), batch_size=1), start=1):
         assert len(references) == count
         del outcome
         gc.collect()

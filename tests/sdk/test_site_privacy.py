@@ -74,7 +74,7 @@ def test_deidentified_outputs_leak_nothing_either(tree: Path, tmp_path: Path) ->
     pytest.importorskip("fhir.resources")
     pytest.importorskip("hl7apy")
     key = put(tmp_path / "key", os.urandom(32))
-    formats = "text,json,sr,sr-basic,sr-3d,heat,fhir,fhir-r5,hl7"
+    formats = "text,json,html,sr,sr-basic,sr-3d,heat,fhir,fhir-r5,hl7"
     arguments = ("batch", tree, "--out", tmp_path / "out", "--threads", "1", "--format", formats)
     done = run(*arguments, "--deidentify", key)
     assert done.returncode == 3, done.stderr

@@ -41,7 +41,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def until(condition: Callable[[], Any], *, seconds: float = 20) -> Any:
+def until(condition: Callable[[], Any], *, seconds: float = 60) -> Any:
     """The first true value; fails when there is none in time."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

@@ -20,7 +20,7 @@ TINY = Path(__file__).resolve().parents[1] / "sdk" / "tiny_bundle"
 def write(folder: Path, *, port: int, more: str = "", bundle: Path = TINY, formats: str = '["text"]') -> str:
     text = (
         f'[model]\nbundle = "{bundle}"\ndevice = "cpu"\n[outputs]\nfolder = "out"\nformats = {formats}\n'
-        f'[receive]\nspool = "spool"\nport = {port}\n[watch]\nfolders = ["spool/ready"]\n'
+        f'[receive]\nspool = "spool"\nport = {port}\n[watch]\nfolder = "spool/ready"\n'
         f"[limits]\nfree_mib = 1\nreply_timeout_s = 5\n{more}"
     )
     (folder / "site.toml").write_text(text, encoding="utf-8")
@@ -83,7 +83,7 @@ def test_everything_that_fails_is_listed_with_its_reason(tmp_path: Path, capsys:
 def test_an_open_receiver_and_an_unread_spool_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = Path(write(tmp_path, port=free_port()))
     text = path.read_text(encoding="utf-8").replace("[receive]\n", '[receive]\nbind = "0.0.0.0"\n')
-    path.write_text(text.replace('folders = ["spool/ready"]', "folders = []"), encoding="utf-8")
+    path.write_text(text.replace('"spool/ready"', '"spool/open"'), encoding="utf-8")
     assert main(["doctor", "--site", str(path)]) == 0
     found = lines(capsys)
     assert found["who may send"] == ("warning", "anyone in the network: name receive.peers")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +208,69 @@ def test_a_full_disk_is_said_to_the_peer(tmp_path: Path) -> None:
     assert not files_of(tmp_path / "spool", "")
 
 
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_disk_that_fails_is_said_to_the_peer_and_the_next_object_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    spool, source = tmp_path / "spool", made(tmp_path, "a.dcm")
+    with receiving(spool) as receiver:
+        with monkeypatch.context() as broken:
+            broken.setattr(os, failing, fail)
+            assert "Refused: OutOfResources" in send(receiver.port, source, options=("-v",)).stderr
+        assert list((spool / "incoming").iterdir()) == []
+        assert not files_of(spool, "")
+        assert send(receiver.port, source).returncode == 0
+        until(lambda: files_of(spool))
+
+
+def test_old_studies_are_deleted_when_the_site_says_so(tmp_path: Path) -> None:
+    ready = tmp_path / "spool" / "ready"
+    for name, age in (("old", 3 * 86_400), ("new", 3_600)):
+        (ready / name).mkdir(parents=True)
+        (ready / name / "a.dcm").write_bytes(b"x")
+        os.utime(ready / name, (time.time() - age,) * 2)
+    with receiving(tmp_path / "spool"):
+        threading.Event().wait(0.7)
+        assert len(list(ready.iterdir())) == 2
+    with receiving(tmp_path / "spool", keep_days=2.0):
+        until(lambda: [folder.name for folder in ready.iterdir()] == ["new"])
+        until(lambda: not list((tmp_path / "spool" / "incoming").iterdir()))
+
+
+def test_what_a_kill_left_behind_is_tidied(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    for folder in ("incoming/x.old", "open/empty", "open/full", "ready"):
+        (spool / folder).mkdir(parents=True)
+    (spool / "incoming" / "half.part").write_bytes(b"x")
+    (spool / "incoming" / "x.old" / "a.dcm").write_bytes(b"x")
+    (spool / "open" / "full" / "a.dcm").write_bytes(b"x")
+    with receiving(spool, study_timeout_s=0.1):
+        until(lambda: (spool / "ready" / "full" / "a.dcm").exists())
+    assert [path.name for path in (spool / "ready").iterdir()] == ["full"]
+    assert not list((spool / "incoming").iterdir())
+
+
+def test_ipv6(tmp_path: Path) -> None:
+    from pynetdicom import AE
+
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("no IPv6 here")
+    entity = AE("MODALITY")
+    entity.add_requested_context("1.2.840.10008.1.1")
+    with receiving(tmp_path / "spool", bind="::1", peers=("::1",)) as receiver:
+        association = entity.associate("::1", receiver.port, ae_title="TRRG")
+        assert association.send_c_echo().Status == 0
+        association.release()
+
+
 def test_two_receivers_do_not_share_a_spool(tmp_path: Path) -> None:
     with receiving(tmp_path / "spool"), pytest.raises(UsageError, match="another process receives into"):
         Receiver(ReceiveConfig(spool=tmp_path / "spool"), LimitsConfig())
@@ -306,3 +374,57 @@ def test_a_spool_that_cannot_be_written_is_one_sentence(tmp_path: Path, capsys: 
     (tmp_path / "file").write_text("no folder", encoding="utf-8")
     assert main(["receive", "--spool", str(tmp_path / "file")]) == 2
     assert "cannot use the spool" in capsys.readouterr().err
+
+
+def test_without_the_extra_there_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynetdicom", None)
+    assert main(["receive", "--spool", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "trrg: DICOM networking needs an extra: pip install 'trrg-sdk[site]'\n"
+
+
+@pytest.mark.slow
+def test_a_large_object_is_never_whole_in_memory(tmp_path: Path) -> None:
+    spool, log, port = tmp_path / "spool", tmp_path / "log", free_port()
+    rows = 12_000
+    large = made(tmp_path, "large.dcm", uid="2.25.12", Rows=rows, Columns=rows, PixelData=bytes(2 * rows * rows))
+    with started(command(spool, port, 1.0), log) as process:
+        until(lambda: listens(port))
+        assert send(port, made(tmp_path, "small.dcm")).returncode == 0
+        before = peak_kib(process.pid)
+        assert send(port, large).returncode == 0
+        grown = peak_kib(process.pid) - before
+        until(lambda: len(files_of(spool)) == 2)
+    assert large.stat().st_size > 270 * 2**20
+    assert grown < 40 * 2**10, f"{grown} KiB"
+
+
+def peak_kib(process: int) -> int:
+    (line,) = [line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1])
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_lose_and_double_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    spool, log, port, rng = tmp_path / "spool", tmp_path / "log", free_port(), random.Random(3)
+    files = [made(tmp_path, f"{n}.dcm", uid=f"2.25.88{n}", study=f"2.25.7{n // 3}") for n in range(18)]
+    left = list(files)
+    while left:
+        with started(command(spool, port, 2.0), log) as process:
+            until(lambda: listens(port))
+            killer = threading.Timer(rng.uniform(0.1, 2.0), process.kill)
+            killer.start()
+            while left and process.poll() is None:
+                if send(port, left[0]).returncode == 0:
+                    left.pop(0)
+            killer.join()
+            process.wait()
+    with started(command(spool, port, 1.0), log) as process:
+        until(lambda: len(files_of(spool)) == len(files), seconds=30)
+    names = [path.name for path in files_of(spool)]
+    assert sorted(names) == sorted(f"{hashed(f'2.25.88{n}')}.dcm" for n in range(len(files)))
+    by_name = {path.name: path for path in files_of(spool)}
+    for number, source in enumerate(files):
+        assert data_set(by_name[f"{hashed(f'2.25.88{number}')}.dcm"]) == data_set(source)
+    assert "Traceback" not in log.read_text(encoding="utf-8")

@@ -105,7 +105,7 @@ def closed(connection: socket.socket) -> bool:
     ids=["silent", "two bytes", "a PDU of 4 GB", "HTTP", "data before association"],
 )
 def test_a_connection_that_asks_for_nothing_is_closed(tmp_path: Path, sent: bytes) -> None:
-    with receiving(tmp_path / "spool", {"network_timeout_s": 0.5}) as receiver:
+    with receiving(tmp_path / "spool", {"network_timeout_s": 2.0}) as receiver:
         with socket.create_connection((LOCAL, receiver.port)) as connection:
             connection.sendall(sent)
             assert closed(connection)
@@ -113,7 +113,7 @@ def test_a_connection_that_asks_for_nothing_is_closed(tmp_path: Path, sent: byte
 
 
 def test_a_unit_that_comes_in_drops_is_cut_off(tmp_path: Path) -> None:
-    with receiving(tmp_path / "spool", {"network_timeout_s": 0.5}) as receiver:
+    with receiving(tmp_path / "spool", {"network_timeout_s": 2.0}) as receiver:
         with socket.create_connection((LOCAL, receiver.port)) as connection, pytest.raises(OSError):
             connection.sendall(b"\1\0" + struct.pack(">L", 1000))
             for _ in range(200):
@@ -126,7 +126,7 @@ def test_probes_of_the_port_take_no_place(tmp_path: Path) -> None:
     with receiving(tmp_path / "spool", {"associations": 1}) as receiver:
         for _ in range(10):
             socket.create_connection((LOCAL, receiver.port)).close()
-        until(lambda: may_associate(receiver.port), seconds=8)
+        until(lambda: may_associate(receiver.port), seconds=9)
 
 
 def may_associate(port: int) -> bool:
@@ -237,10 +237,18 @@ def test_a_peer_that_breaks_off_amid_an_object_leaves_nothing(tmp_path: Path) ->
         assert stays_up(receiver.port)
 
 
+def test_a_peer_that_stalls_amid_an_object_is_cut_off(tmp_path: Path) -> None:
+    with receiving(tmp_path / "spool", {"network_timeout_s": 2.0}) as receiver, association(receiver.port) as made:
+        raw(made, fragment(store_command(), command=True, last=True))
+        raw(made, fragment(b"x" * 999, command=False, last=False))
+        until(lambda: not made.is_established)
+        until(lambda: nothing_kept(tmp_path / "spool"))
+
+
 def test_random_damage(tmp_path: Path) -> None:
     rng, data = random.Random(6), chest_bytes()
     message = fragment(store_command(), command=True, last=True) + fragment(data[300:2300], command=False, last=True)
-    with receiving(tmp_path / "spool", {"network_timeout_s": 1.0}) as receiver:
+    with receiving(tmp_path / "spool", {"network_timeout_s": 2.0}) as receiver:
         for _ in range(25):
             damaged = bytearray(message)
             for _ in range(rng.randint(1, 8)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,6 +140,37 @@ def test_orthanc_does_not_commit_to_what_it_has_lost_and_gets_it_again(tmp_path:
             courier.round()
             until(lambda: only(courier).state == "committed", seconds=30)
         assert len(pacs.instances()) == 1
+
+
+@pytest.mark.slow
+def test_trrg_receive_sends_what_other_processes_queue_over_a_kill(tmp_path: Path) -> None:
+    with pacs_and_site(tmp_path) as (pacs, site):
+        assert site.receive is not None
+        (tmp_path / "site.toml").write_text(
+            f'[outputs]\nfolder = "out"\n[receive]\nspool = "spool"\nport = {site.receive.port}\n'
+            "[limits]\nfree_mib = 0\n[queue]\nretry_first_s = 1\ncommitment_timeout_s = 5\n"
+            f'[[nodes]]\nname = "pacs"\naet = "ORTHANC"\nhost = "{LOCAL}"\nport = {pacs.port}\n',
+            encoding="utf-8",
+        )
+        command = [sys.executable, "-m", "trrg_sdk", "receive", "--site", tmp_path / "site.toml"]
+        queue, port = SendQueue(site.queue_file, site.queue), site.receive.port
+        for number in range(30):
+            queue.enqueue(image(tmp_path, f"2.25.99{number}"), "pacs")
+        with started(command, tmp_path / "log") as process:
+            until(lambda: queue.counts().get("waiting", 0) < 30)
+            process.kill()
+            process.wait()
+        with started(command, tmp_path / "log") as process:
+            until(lambda: listens(port))
+            until(lambda: queue.counts() == {"committed": 30}, seconds=60)
+            process.terminate()
+            assert process.wait(timeout=30) == 0
+        assert len(pacs.instances()) == 30
+    said = (tmp_path / "log").read_text(encoding="utf-8")
+    assert "commits to keeping it" in said
+    assert "2.25." not in said
+    assert MARK not in said
+    assert "Traceback" not in said
 
 
 def test_storescp_offers_no_commitment_and_gets_the_object(tmp_path: Path) -> None:

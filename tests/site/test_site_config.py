@@ -34,13 +34,16 @@ def test_the_least_that_a_site_says(tmp_path: Path) -> None:
 
 
 def test_paths_start_at_the_file_and_absolute_ones_stay(tmp_path: Path) -> None:
-    site = read(
-        tmp_path, '[outputs]\nfolder = "/srv/out"\n[receive]\nspool = "spool"\n[watch]\nfolders = ["a", "/b"]\n'
-    )
+    site = read(tmp_path, '[outputs]\nfolder = "/srv/out"\n[receive]\nspool = "spool"\n[watch]\nfolder = "a"\n')
     assert site.outputs.folder == Path("/srv/out")
     assert site.receive is not None
     assert site.receive.spool == tmp_path / "spool"
-    assert site.watch.folders == (tmp_path / "a", Path("/b"))
+    assert site.watched == tmp_path / "a"
+
+
+def test_what_is_received_is_watched_unless_another_folder_is(tmp_path: Path) -> None:
+    assert read(tmp_path, f'{MINIMAL}[receive]\nspool = "s"\n').watched == tmp_path / "s" / "ready"
+    assert read(tmp_path, MINIMAL).watched is None
 
 
 def test_the_receiver_is_for_this_machine_unless_told_otherwise(tmp_path: Path) -> None:

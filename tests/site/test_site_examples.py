@@ -20,7 +20,7 @@ from trrg_sdk.site.config import SiteConfig, read_site
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLES = REPOSITORY / "examples" / "site"
 SITE = EXAMPLES / "site.toml"
-UNIT = EXAMPLES / "trrg-receive.service"
+UNITS = (EXAMPLES / "trrg-receive.service", EXAMPLES / "trrg-watch.service")
 CONTAINER = EXAMPLES / "Containerfile"
 
 
@@ -63,39 +63,43 @@ def test_the_example_says_the_defaults_where_it_says_most() -> None:
     assert same == {"aet", "bind", "port", "study_timeout_s", "stop_timeout_s"}
 
 
-def unit() -> configparser.SectionProxy:
+def service_of(unit: Path) -> configparser.SectionProxy:
     parser = configparser.ConfigParser(strict=False, interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]  # directives have capitals
-    parser.read(UNIT, encoding="utf-8")
+    parser.read(unit, encoding="utf-8")
     return parser["Service"]
 
 
-@pytest.mark.parametrize("directive", ["ExecStart", "ExecStartPre"])
-def test_the_unit_calls_commands_that_exist(directive: str) -> None:
-    program, *arguments = shlex.split(unit()[directive].lstrip("-"))
-    assert Path(program).name == "trrg"
-    build_parser().parse_args(arguments)
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_a_unit_calls_commands_that_exist(unit: Path) -> None:
+    service = service_of(unit)
+    for directive in {"ExecStart", "ExecStartPre"} & set(service):
+        program, *arguments = shlex.split(service[directive].lstrip("-"))
+        assert Path(program).name == "trrg"
+        build_parser().parse_args(arguments)
 
 
-def test_the_unit_may_write_where_the_example_says_and_waits_long_enough() -> None:
-    site, service = read_site(SITE), unit()
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_a_unit_may_write_where_the_example_says_and_waits_long_enough(unit: Path) -> None:
+    site, service = read_site(SITE), service_of(unit)
     assert site.receive is not None
     written = {site.receive.spool.parent, site.outputs.folder.parent, site.queue_file.parent}
     assert written == {Path("/var/lib") / service["StateDirectory"]}
     assert float(service["TimeoutStopSec"]) > site.receive.stop_timeout_s
 
 
-def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_systemd_accepts_the_unit(unit: Path, tmp_path: Path) -> None:
     program = shutil.which("systemd-analyze")
     if program is None:
         pytest.skip("no systemd-analyze here: the unit's directives are not verified")
     # The program of the example is not installed here; anything that can be executed stands for it.
-    text = UNIT.read_text(encoding="utf-8").replace("/opt/trrg/venv/bin/trrg", "/bin/true")
-    (tmp_path / UNIT.name).write_text(text, encoding="utf-8")
+    text = unit.read_text(encoding="utf-8").replace("/opt/trrg/venv/bin/trrg", "/bin/true")
+    (tmp_path / unit.name).write_text(text, encoding="utf-8")
     done = subprocess.run(
-        [program, "verify", "--man=no", str(tmp_path / UNIT.name)], capture_output=True, text=True, timeout=60
+        [program, "verify", "--man=no", str(tmp_path / unit.name)], capture_output=True, text=True, timeout=60
     )
-    about_it = [line for line in done.stderr.splitlines() if UNIT.name in line]
+    about_it = [line for line in done.stderr.splitlines() if unit.name in line]
     assert not about_it, done.stderr
 
 

@@ -19,6 +19,7 @@ def test_both_stages_learn_to_see_and_to_say(toy_run, tmp_path, capsys):
     assert main(["stage2", str(config)]) == 0
     folder = tmp_path / "out" / "stage2"
     assert load_checkpoint(folder).parity_pixels().shape == (4, 1, 64, 64)
+    assert {report[-1] for report in load_checkpoint(folder).train_reports()} == {2}
     capsys.readouterr()
     assert main(["evaluate", str(folder), str(config), "--store", str(folder), "--json", "--no-meteor"]) == 0
     figures = json.loads(capsys.readouterr().out)["toy"]

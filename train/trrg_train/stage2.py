@@ -21,10 +21,17 @@ from trrg_train.data.study import Study
 from trrg_train.distributed import join_processes
 from trrg_train.draws import Draws
 from trrg_train.encodings import Encodings, Views, cached_encodings
-from trrg_train.models.checkpoint import Checkpoint, CheckpointMeta, load_checkpoint, save_checkpoint, weights_hash
+from trrg_train.models.checkpoint import (
+    Checkpoint,
+    CheckpointMeta,
+    load_checkpoint,
+    save_checkpoint,
+    save_reports,
+    weights_hash,
+)
 from trrg_train.models.clue_bank import BankedClue, clue_inputs, embed_bank, tokenize
 from trrg_train.models.fusion import ClueInputs
-from trrg_train.models.tokenizer import BOS_ID
+from trrg_train.models.tokenizer import BOS_ID, EOS_ID
 from trrg_train.models.trrg import EncodedImages, Prompt, ReportTokens, Trrg
 from trrg_train.resume import settings_of, step_to_resume
 from trrg_train.stage2_batches import Stage2Batches, unchanged
@@ -232,6 +239,8 @@ def _save(
     kept = [s for s in studies if s.split == "val"][:: max(1, _stride(studies, config.stage2.parity_studies))]
     pixels = cached_pixels(kept[: config.stage2.parity_studies], first.preprocess, config.out / "cache")
     save_file({"pixels": torch.from_numpy(np.array(pixels))}, folder / "parity.safetensors")
+    train = [study.report for study in studies if study.split == "train"]
+    save_reports(folder, [[*first.tokenizer.encode(report).ids, EOS_ID] for report in train])
     return meta
 
 

@@ -11,7 +11,7 @@ from trrg_sdk.errors import UsageError
 
 __all__ = ["DEVICES", "Backend", "Decoder", "Graph", "open_backend", "open_decoder", "open_graphs"]
 
-DEVICES = ("cpu", "cuda", "openvino")
+DEVICES = ("cpu", "cuda", "openvino", "tensorrt", "tensorrt-rtx")
 """What can be asked for by name, beside ``"auto"``."""
 
 
@@ -20,7 +20,7 @@ def open_backend(*, device: str = "auto", threads: int | None = None) -> Backend
 
     Args:
         device: ``"auto"`` takes ONNX Runtime on the best device that works (``backend.device`` says which); one of
-            ``DEVICES`` takes exactly that one or fails. OpenVINO is used only when it is named.
+            ``DEVICES`` takes exactly that one or fails. OpenVINO and TensorRT are used only when they are named.
         threads: Processor threads that one graph may use; ``None`` takes the physical cores that this process may use.
 
     Raises:
@@ -33,6 +33,10 @@ def open_backend(*, device: str = "auto", threads: int | None = None) -> Backend
         from trrg_sdk.backends import openvino
 
         return openvino.open_backend(device=device, threads=threads)
+    if device.startswith("tensorrt"):
+        from trrg_sdk.backends import tensorrt
+
+        return tensorrt.open_backend(device=device, threads=threads)
     from trrg_sdk.backends import onnxruntime
 
     return onnxruntime.open_backend(device=device, threads=threads)
@@ -56,7 +60,7 @@ def open_graphs(backend: Backend, bundle: Bundle, names: Sequence[str]) -> dict[
 
     def opened(name: str) -> Graph:
         spec = bundle.manifest.graph(name, target=backend.target)
-        graph = backend.graph(bundle.folder / spec.file, spec=spec)
+        graph = backend.graph(bundle.folder / backend.file(name, bundle.manifest), spec=spec)
         bundle.check_graph_specs(name, graph.inputs, graph.outputs, target=backend.target)
         return graph
 
@@ -75,7 +79,6 @@ def open_decoder(backend: Backend, bundle: Bundle) -> Decoder:
         BundleError: The file is no decoder, or it is not what the manifest says.
         DeviceError: The device refuses it.
     """
-    spec = bundle.manifest.graph("decoder", target=backend.target)
-    decoder = backend.decoder(bundle.folder / spec.file, bundle.manifest.decoder)
+    decoder = backend.decoder(bundle.folder / backend.file("decoder", bundle.manifest), bundle.manifest.decoder)
     bundle.check_graph_specs("decoder", decoder.inputs, decoder.outputs, target=backend.target)
     return decoder

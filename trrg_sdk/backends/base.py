@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trrg_sdk.errors import UsageError
-from trrg_sdk.manifest import DecoderSpec, GraphSpec, TensorSpec
+from trrg_sdk.manifest import DecoderSpec, GraphSpec, Manifest, TensorSpec
 
 
 class Graph(Protocol):
@@ -47,7 +47,11 @@ class Graph(Protocol):
 
 
 class Decoder(Protocol):
-    """One sequence being written: a causal language model with its keys and values. One thread at a time."""
+    """One sequence being written: a causal language model with its keys and values. One thread at a time.
+
+    The keys and values of positions that were read stay until others are written over them, so forgetting the last
+    ones (:meth:`truncate`) costs nothing: they are no longer looked at.
+    """
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -60,8 +64,18 @@ class Decoder(Protocol):
         ...
 
     @property
+    def length(self) -> int:
+        """How many positions were read and not forgotten."""
+        ...
+
+    @property
     def free(self) -> int:
         """How many more positions fit."""
+        ...
+
+    @property
+    def all_rows(self) -> bool:
+        """Whether :meth:`read` gives the logits of every position; some graphs are cut down to those of the last."""
         ...
 
     def prefill(self, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -94,6 +108,36 @@ class Decoder(Protocol):
         """
         ...
 
+    def read(self, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Append several positions in one pass.
+
+        The logits differ from those of as many steps by rounding, and so do those of every later position, since the
+        keys and values do.
+
+        Args:
+            embeds: (S, Dl) floating, the embeddings of the tokens.
+
+        Returns:
+            float32 (S, V), the logits after each; (1, V) where ``all_rows`` is false. The caller may write into it;
+            valid until the next call.
+
+        Raises:
+            UsageError: The shape is wrong, or fewer positions are free.
+            DeviceError: The runtime failed.
+        """
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Forget the last positions; nothing is copied.
+
+        Args:
+            length: How many positions to keep.
+
+        Raises:
+            UsageError: It is negative or more than were read.
+        """
+        ...
+
     def reset(self) -> None:
         """Forget everything that was read."""
         ...
@@ -109,12 +153,24 @@ class Backend(Protocol):
 
     @property
     def device(self) -> str:
-        """The device that is really used: ``"cpu"``, ``"cuda"`` or ``"openvino"``."""
+        """The device that is really used, one of ``DEVICES``."""
         ...
 
     @property
     def target(self) -> str:
         """The target of a manifest whose graphs it runs, such as ``"ort-cpu"``."""
+        ...
+
+    def file(self, name: str, manifest: Manifest) -> str:
+        """Say which file of a bundle it opens for a graph.
+
+        Args:
+            name: One of ``GRAPH_NAMES``.
+            manifest: Of the bundle.
+
+        Raises:
+            DeviceError: It runs engines, and the bundle has none for this GPU.
+        """
         ...
 
     def graph(self, path: Path, *, spec: GraphSpec | None = None) -> Graph:
@@ -143,6 +199,21 @@ class Backend(Protocol):
             DeviceError: The device refuses it.
         """
         ...
+
+
+def check_kept(label: str, length: int, read: int) -> None:
+    """Refuse to keep a number of positions that makes no sense.
+
+    Args:
+        label: Whose, for the message.
+        length: How many to keep.
+        read: How many there are.
+
+    Raises:
+        UsageError: It is negative or more than were read.
+    """
+    if not 0 <= length <= read:
+        raise UsageError(f"{label}: expected to keep 0 to {read} positions, got {length}.")
 
 
 def check_threads(threads: int | None) -> None:

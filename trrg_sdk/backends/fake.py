@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trrg_sdk.backends.base import check_threads
+from trrg_sdk.backends.base import check_kept, check_threads
 from trrg_sdk.errors import BundleError, DeviceError, UsageError
 from trrg_sdk.manifest import MANIFEST_FILE, DecoderSpec, GraphSpec, Manifest, TensorSpec, parse_manifest
 
@@ -64,6 +64,10 @@ class FakeBackend:
         self.device = "cpu"
         self.target = "fake-cpu"
         self._script = tuple(script)
+
+    def file(self, name: str, manifest: Manifest) -> str:
+        """Say which file of a bundle it opens for a graph."""
+        return manifest.graph(name, target=self.target).file
 
     def graph(self, path: Path, *, spec: GraphSpec | None = None) -> FakeGraph:
         """Open the fake of the graph that the manifest keeps in this file.
@@ -150,16 +154,27 @@ class FakeGraph:
 
 
 class FakeDecoder:
-    """Writes a script, whatever it reads; counts positions like a real one."""
+    """Writes a script, whatever it reads; counts positions like a real one.
+
+    Attributes:
+        all_rows: True; a test may change it.
+    """
 
     def __init__(self, graph: GraphSpec, spec: DecoderSpec, vocab_size: int, script: tuple[int, ...]) -> None:
         """Keep the script, which ends with the end token."""
         self.inputs: tuple[TensorSpec, ...] = graph.inputs
         self.outputs: tuple[TensorSpec, ...] = graph.outputs
+        self.all_rows = True
         self._spec = spec
         self._vocab_size = vocab_size
         self._script = script
+        self._prompt = 0
         self.reset()
+
+    @property
+    def length(self) -> int:
+        """How many positions were read and not forgotten."""
+        return self._length
 
     @property
     def free(self) -> int:
@@ -169,7 +184,6 @@ class FakeDecoder:
     def reset(self) -> None:
         """Forget everything that was read."""
         self._length = 0
-        self._written = 0
 
     def prefill(self, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
         """Forget everything, then read a prompt; see :class:`trrg_sdk.backends.base.Decoder`.
@@ -178,7 +192,8 @@ class FakeDecoder:
             UsageError: The shape is wrong, or the prompt is longer than ``max_length``.
         """
         self.reset()
-        return self._append(embeds)
+        self._prompt = len(embeds)
+        return np.asarray(self.read(embeds)[-1])
 
     def step(self, embed: NDArray[np.floating]) -> NDArray[np.float32]:
         """Append one position; see :class:`trrg_sdk.backends.base.Decoder`.
@@ -188,17 +203,32 @@ class FakeDecoder:
         """
         if len(embed) != 1:
             raise UsageError(f"fake decoder: expected one position, got {len(embed)}.")
-        return self._append(embed)
+        return np.asarray(self.read(embed)[-1])
 
-    def _append(self, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
+    def truncate(self, length: int) -> None:
+        """Forget the last positions; see :class:`trrg_sdk.backends.base.Decoder`.
+
+        Raises:
+            UsageError: It is negative or more than were read.
+        """
+        check_kept("fake decoder", length, self._length)
+        self._length = length
+
+    def read(self, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Append several positions; see :class:`trrg_sdk.backends.base.Decoder`.
+
+        Raises:
+            UsageError: The shape is wrong, or fewer positions are free.
+        """
         width = self._spec.hidden_size
         if embeds.ndim != 2 or embeds.shape[1] != width or not 0 < len(embeds) <= self.free:
             raise UsageError(f"fake decoder: expected (1 to {self.free}, {width}), got {embeds.shape}.")
-        logits = np.zeros(self._vocab_size, np.float32)
-        logits[self._script[min(self._written, len(self._script) - 1)]] = 8.0
         self._length += len(embeds)
-        self._written += 1
-        return logits
+        written = self._length - self._prompt - np.arange(len(embeds))[::-1]  # tokens before each row's next one
+        rows = np.zeros((len(embeds), self._vocab_size), np.float32)
+        following = np.asarray(self._script)[np.clip(written, 0, len(self._script) - 1)]
+        rows[np.arange(len(embeds)), following] = 8.0
+        return rows if self.all_rows else rows[-1:]
 
 
 def _find(path: Path) -> tuple[Manifest, str]:

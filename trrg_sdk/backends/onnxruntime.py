@@ -7,9 +7,7 @@ here every session is asked what it really runs on, and a named device that does
 
 from __future__ import annotations
 
-import functools
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,8 @@ from trrg_sdk.backends.base import check_threads
 from trrg_sdk.backends.ort_decoder import OrtDecoder
 from trrg_sdk.backends.ort_session import PROVIDERS, OrtGraph, open_session
 from trrg_sdk.errors import DeviceError, TrrgError, UsageError
-from trrg_sdk.manifest import DecoderSpec, GraphSpec
+from trrg_sdk.manifest import DecoderSpec, GraphSpec, Manifest
+from trrg_sdk.processors import physical_cores
 
 NAME = "onnxruntime"
 
@@ -28,7 +27,7 @@ _INSTALL = "Install one of the two: pip install 'trrg-sdk[cpu]', or 'trrg-sdk[gp
 # Below this width one decoding step is a chain of products of about 10 us each, and waking a second thread costs more
 # than it saves. Width 256, 6 layers, two cores that other processes use too, ms a step with 1 and 2 threads:
 # fp32 1.7 and 3.5, int8 0.7 and 1.7, int4 0.7 and 1.3.
-_NARROW = 512
+NARROW = 512
 
 # The smallest ONNX model, y = Identity(x) over float32 (1,), IR version 8, opset 13: opening it on a device shows
 # whether the device works before a large graph is read. Written out as protocol buffer bytes (onnx.proto).
@@ -78,34 +77,6 @@ def open_backend(*, device: str = "auto", threads: int | None = None) -> OrtBack
     return OrtBackend(device, count)
 
 
-@functools.cache
-def physical_cores() -> int:
-    """Return how many physical cores this process may use.
-
-    Linux counts the cores of the affinity mask and honours a container's processor limit; elsewhere, where the
-    standard library knows no physical cores, it is the number of logical processors.
-    """
-    try:
-        allowed = os.sched_getaffinity(0)
-    except AttributeError:
-        return os.cpu_count() or 1
-    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-    try:
-        cores = {Path(topology.format(cpu)).read_text() for cpu in allowed}
-    except OSError:
-        return len(allowed)
-    return max(1, min(len(cores), _container_limit(len(allowed))))
-
-
-def _container_limit(default: int) -> int:
-    """Return the processor limit of the control group (version 2), rounded up, or the default."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return default if quota == "max" else max(1, -(-int(quota) // int(period)))
-    except (OSError, ValueError):
-        return default
-
-
 def _device_failure(device: str) -> str | None:
     """Say why a device does not work here, or return ``None`` when it does."""
     import onnxruntime
@@ -140,6 +111,10 @@ class OrtBackend:
         self.target = f"ort-{device}"
         self.threads = threads
 
+    def file(self, name: str, manifest: Manifest) -> str:
+        """Say which file of a bundle it opens for a graph."""
+        return manifest.graph(name, target=self.target).file
+
     def graph(self, path: Path, *, spec: GraphSpec | None = None) -> OrtGraph:
         """Open a graph.
 
@@ -164,6 +139,6 @@ class OrtBackend:
             BundleError: The file is no decoder of these sizes.
             DeviceError: The device refuses it.
         """
-        threads = 1 if spec.hidden_size < _NARROW else self.threads
+        threads = 1 if spec.hidden_size < NARROW else self.threads
         session = open_session(str(path), path.name, self.device, threads)
         return OrtDecoder(session, path.name, spec, device=self.device)

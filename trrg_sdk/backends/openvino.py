@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 
 from trrg_sdk.backends import onnxruntime
 from trrg_sdk.backends.base import check_threads
+from trrg_sdk.backends.checks import check_inputs
 from trrg_sdk.backends.ort_decoder import OrtDecoder
 from trrg_sdk.errors import BundleError, DeviceError, UsageError
-from trrg_sdk.manifest import DecoderSpec, GraphSpec, TensorSpec
+from trrg_sdk.manifest import DecoderSpec, GraphSpec, Manifest, TensorSpec
+from trrg_sdk.processors import physical_cores
 
 NAME = "openvino"
 TARGET = "openvino-cpu"
@@ -65,7 +67,7 @@ def open_backend(*, device: str = "auto", threads: int | None = None) -> OpenVin
         raise UsageError(f"device: expected auto or openvino, got {device!r}.")
     if reason := unavailable_reason():
         raise DeviceError(f"device openvino: {reason}")
-    return OpenVinoBackend(threads or onnxruntime.physical_cores())
+    return OpenVinoBackend(threads or physical_cores())
 
 
 class OpenVinoBackend:
@@ -88,6 +90,10 @@ class OpenVinoBackend:
         self.threads = threads
         self._core = Core()
         self._decoders = onnxruntime.open_backend(device="cpu", threads=threads)
+
+    def file(self, name: str, manifest: Manifest) -> str:
+        """Say which file of a bundle it opens for a graph."""
+        return manifest.graph(name, target=self.target).file
 
     def graph(self, path: Path, *, spec: GraphSpec | None = None) -> OpenVinoGraph:
         """Read an ONNX file and compile it for this CPU.
@@ -156,7 +162,7 @@ class OpenVinoGraph:
             UsageError: An input is missing, unknown or of the wrong dtype or shape.
             DeviceError: The runtime failed.
         """
-        _check_inputs(self._label, self._expected, inputs)
+        check_inputs(self._label, self._expected, inputs)
         feed = {index: inputs[spec.name] for index, spec in enumerate(self.inputs)}
         with _translated(self._label), self._request() as request:
             values = request.infer(feed, share_inputs=False, share_outputs=False)
@@ -194,24 +200,6 @@ def _check_precision(label: str, asked: Any, got: Any) -> None:
             f"{label}: expected OpenVINO to compute in {_type_name(asked)}, got {_type_name(got)}: this processor has "
             f"no {_type_name(asked)} arithmetic. Use device cpu, or a bundle whose target {TARGET} is fp32."
         )
-
-
-def _check_inputs(label: str, specs: tuple[TensorSpec, ...], inputs: Mapping[str, NDArray[Any]]) -> None:
-    """Refuse what OpenVINO would convert, reshape, or replace by what the run before left behind."""
-    if differing := sorted({spec.name for spec in specs} ^ inputs.keys()):
-        raise UsageError(f"{label}: expected the inputs {[spec.name for spec in specs]}, got {differing} differing.")
-    sizes: dict[int | str, int] = {}  # of the free axes, by name
-    for spec in specs:
-        array = inputs[spec.name]
-        fits = array.ndim == len(spec.axes) and all(
-            size == axis or axis == "?" or (isinstance(axis, str) and size == sizes.setdefault(axis, size))
-            for axis, size in zip(spec.axes, array.shape, strict=True)
-        )
-        if str(array.dtype) != spec.dtype or not fits:
-            given = f" with {sizes}" if sizes else ""
-            raise UsageError(
-                f"{label}: {spec.name}: expected {spec.dtype} {spec.axes}{given}, got {array.dtype} {array.shape}."
-            )
 
 
 def _tensor_spec(port: Any) -> TensorSpec:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trrg_sdk.backends.base import check_kept
+from trrg_sdk.backends.checks import check_decoder, check_embeds
+from trrg_sdk.backends.ort_batch import OrtBatch
 from trrg_sdk.backends.ort_session import tensor_specs, translated
-from trrg_sdk.errors import BundleError, UsageError
-from trrg_sdk.manifest import DecoderSpec, TensorSpec
+from trrg_sdk.errors import UsageError
+from trrg_sdk.manifest import DecoderSpec
+
+_KEPT_ROWS = 32  # of logits; a longer pass, such as a prompt's, gets memory of its own for once
 
 
 class OrtDecoder:
@@ -35,18 +39,20 @@ class OrtDecoder:
             BundleError: The graph is no decoder of these sizes.
         """
         self._session = session
+        self._device = device
         self._label = label
         self._spec = spec
         self.inputs = tensor_specs(session.get_inputs())
         self.outputs = tensor_specs(session.get_outputs())
         inputs = {tensor.name: tensor for tensor in self.inputs}
         outputs = {tensor.name: tensor for tensor in self.outputs}
-        _check_decoder(label, spec, inputs, outputs)
+        check_decoder(label, spec, self.inputs, self.outputs)
         self._dtype = np.dtype(inputs["inputs_embeds"].dtype)
         self._mask = np.ones((1, spec.max_length), np.int64)  # a step sees the first `length` of it, without a copy
         _, rows, vocab = outputs["logits"].axes
-        self._last_only = rows == 1  # the builder's prune_lm_head: logits of the last position, however many it reads
-        self._logits = np.empty((1, 0, int(vocab)), np.dtype(outputs["logits"].dtype))
+        self.all_rows = rows != 1  # 1: the builder's prune_lm_head, logits of the last position, however many it reads
+        self._logits = np.empty((1, 0, int(vocab)), np.dtype(outputs["logits"].dtype))  # room for the most rows so far
+        self._bound = 0  # rows of it that the graph fills
         self._length = 0
         self._buffers: list[Any] = []
         with translated(label):
@@ -66,6 +72,11 @@ class OrtDecoder:
                 self._buffers.append(buffer)
                 binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", buffer)
                 binding.bind_ortvalue_output(f"present.{layer}.{part}", buffer)
+
+    @property
+    def length(self) -> int:
+        """How many positions were read and not forgotten."""
+        return self._length
 
     @property
     def free(self) -> int:
@@ -90,7 +101,7 @@ class OrtDecoder:
             DeviceError: The runtime failed.
         """
         self.reset()
-        return self._append(embeds)
+        return np.asarray(self.read(embeds)[-1])
 
     def step(self, embed: NDArray[np.floating]) -> NDArray[np.float32]:
         """Append one position; see :class:`trrg_sdk.backends.base.Decoder`.
@@ -107,10 +118,33 @@ class OrtDecoder:
         """
         if len(embed) != 1:
             raise UsageError(f"{self._label}: expected one position, got {len(embed)}.")
-        return self._append(embed)
+        return np.asarray(self.read(embed)[-1])
 
-    def _append(self, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Run the graph over new positions; a failure leaves the length as it was."""
+    def truncate(self, length: int) -> None:
+        """Forget the last positions: GroupQueryAttention looks no further than the mask reaches.
+
+        Args:
+            length: How many positions to keep.
+
+        Raises:
+            UsageError: It is negative or more than were read.
+        """
+        check_kept(self._label, length, self._length)
+        self._length = length
+
+    def read(self, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Append several positions in one pass; a failure leaves the length as it was.
+
+        Args:
+            embeds: (S, Dl) floating.
+
+        Returns:
+            float32 (S, V), or (1, V) where ``all_rows`` is false; valid until the next call.
+
+        Raises:
+            UsageError: The shape is wrong, or fewer positions are free.
+            DeviceError: The runtime failed.
+        """
         self._check_embeds(embeds)
         total = self._length + len(embeds)
         feed = np.ascontiguousarray(embeds[None], self._dtype)  # (1, S, Dl)
@@ -118,58 +152,34 @@ class OrtDecoder:
             # Bound for every call: on a GPU the copy to the device happens while binding.
             self._binding.bind_cpu_input("inputs_embeds", feed)
             self._binding.bind_cpu_input("attention_mask", self._mask[:, :total])
-            self._bind_logits(1 if self._last_only else len(embeds))
+            self._bind_logits(len(embeds) if self.all_rows else 1)
             self._session.run_with_iobinding(self._binding)
         self._length = total
-        return np.asarray(self._logits[0, -1], np.float32)
+        return np.asarray(self._logits[0, : self._bound], np.float32)
+
+    def batch(self, slots: int) -> OrtBatch | None:
+        """Open a decoder of several sequences on the same session; see :class:`trrg_sdk.backends.batch.Batchable`.
+
+        Args:
+            slots: The most sequences.
+
+        Returns:
+            It, or None on a GPU and where the graph's batch axis is fixed.
+        """
+        if self._device != "cpu" or any(isinstance(tensor.axes[0], int) for tensor in (*self.inputs, *self.outputs)):
+            return None
+        return OrtBatch(self._session, self._label, self._spec, slots)
 
     def _bind_logits(self, rows: int) -> None:
-        """Give the graph memory for (1, rows, V) logits; while the number of rows stays, so does the memory."""
-        if rows != self._logits.shape[1]:
-            self._logits = logits = np.empty((1, rows, self._logits.shape[2]), self._logits.dtype)
-            self._binding.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
+        """Give the graph memory for (1, rows, V) logits: used again, but for the many rows of a prompt."""
+        if rows == self._bound:
+            return
+        _, room, vocab = self._logits.shape
+        if rows > room or rows <= _KEPT_ROWS < room:
+            self._logits = np.empty((1, max(rows, _KEPT_ROWS), vocab), self._logits.dtype)
+        logits = self._logits
+        self._binding.bind_output("logits", "cpu", 0, logits.dtype, (1, rows, vocab), logits.ctypes.data)
+        self._bound = rows
 
     def _check_embeds(self, embeds: NDArray[np.floating]) -> None:
-        width, count = self._spec.hidden_size, len(embeds)
-        if embeds.ndim != 2 or embeds.shape[1] != width or count == 0:
-            raise UsageError(f"{self._label}: expected embeddings (positions, {width}), got {embeds.shape}.")
-        if count > self.free:
-            raise UsageError(
-                f"{self._label}: expected at most {self.free} more positions (max_length {self._spec.max_length}), "
-                f"got {count}. Use fewer clues, or a bundle with a larger decoder.max_length."
-            )
-
-
-def _check_decoder(
-    label: str, spec: DecoderSpec, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
-) -> None:
-    """Refuse a graph whose tensors are not those of a decoder of these sizes: a wrong buffer would be overrun."""
-    parts = [f"{layer}.{part}" for layer in range(spec.layers) for part in ("key", "value")]
-    wanted_in = {"inputs_embeds", "attention_mask", *(f"past_key_values.{part}" for part in parts)}
-    wanted_out = {"logits", *(f"present.{part}" for part in parts)}
-    differing = sorted((wanted_in ^ inputs.keys()) | (wanted_out ^ outputs.keys()))
-    problems = [f"missing or unknown tensors {differing}"]
-    if not differing:
-        buffer = (1, spec.kv_heads, spec.max_length, spec.head_size)
-        shapes: dict[str, tuple[int, ...]] = {name: buffer for name in wanted_in if name.startswith("past")}
-        shapes["inputs_embeds"] = (1, spec.max_length, spec.hidden_size)
-        problems = [
-            f"{name}: expected axes that take {shape}, got {inputs[name].axes}"
-            for name, shape in shapes.items()
-            if not _takes(inputs[name], shape)
-        ]
-        axes = outputs["logits"].axes
-        if len(axes) != 3 or not isinstance(axes[-1], int):
-            problems.append(f"logits: expected 3 axes, the last one fixed, got {axes}")
-    if problems:
-        raise BundleError(
-            f"{label}: expected a decoder graph with {spec}, got: {'; '.join(problems)}. Export the bundle again."
-        )
-
-
-def _takes(tensor: TensorSpec, shape: tuple[int, ...]) -> bool:
-    """Tell whether a tensor of this shape fits."""
-    axes = tensor.axes
-    return len(axes) == len(shape) and all(
-        isinstance(axis, str) or axis == size for axis, size in zip(axes, shape, strict=True)
-    )
+        check_embeds(self._label, embeds, self._spec, self.free)

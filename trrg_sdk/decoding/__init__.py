@@ -1,5 +1,6 @@
 """The token loop: from prompt embeddings to token ids."""
 
-from trrg_sdk.decoding.greedy import Generation, generate
+from trrg_sdk.decoding.greedy import Generation, finish, generate, write
+from trrg_sdk.decoding.rules import Rules
 
-__all__ = ["Generation", "generate"]
+__all__ = ["Generation", "Rules", "finish", "generate", "write"]

@@ -18,7 +18,7 @@ from trrg_sdk.report import Report
 from trrg_sdk.reporter import Reporter
 from trrg_sdk.site import outbox
 from trrg_sdk.site.card import facts, refusal_card, report_card, thumbnail
-from trrg_sdk.site.ledger import Ledger, Row, State
+from trrg_sdk.site.ledger import Ledger, Mark, Row, State
 from trrg_sdk.site.look import Known, Options, Settling, look
 from trrg_sdk.site.prepare import Prepared, Task, complete, prepare
 from trrg_sdk.site.walk import Tree
@@ -92,7 +92,7 @@ class _Desk:
 
 @dataclass(slots=True)
 class _Round:
-    rows: Mapping[bytes, Row]
+    marks: Mapping[bytes, Mark]
     tally: Tally
     progress: Progress
     stopped: Callable[[], bool]
@@ -136,7 +136,7 @@ class Batch:
             UsageError: The output folder cannot be written.
             DeviceError: The device failed.
         """
-        known = Known(self._ledger.entries(), self._ledger.rows())
+        known = Known(self._ledger.entries(), self._ledger.marks())
         manifest = self._reporter.bundle.manifest_sha256
         seen = look(self._tree, self._options, manifest, known, settling=self._settling, stopped=stopped)
         self._ledger.remember(seen.read, gone=seen.gone)
@@ -145,21 +145,21 @@ class Batch:
         progress.start(len(tasks))
         try:
             with ThreadPoolExecutor(self._options.workers, thread_name_prefix="trrg-read") as pool, _Desk() as desk:
-                run = _Round(known.rows, tally, progress, stopped, pool, desk)
+                run = _Round(known.marks, tally, progress, stopped, pool, desk)
                 while tasks and not stopped():
                     tasks = self._report(tasks, run)
         finally:
             progress.stop()
         tally.behind = len(seen.todo) - tally.finished.total() - run.passed
-        rows = self._ledger.rows()
-        tally.standing.update(rows[study.key].state for study in seen.studies if study.key in rows)
+        states = self._ledger.states()
+        tally.standing.update(states[study.key] for study in seen.studies if study.key in states)
         return tally
 
     def _report(self, tasks: deque[Task], run: _Round) -> deque[Task]:
         """Report one image of each study; what comes back are studies whose next image has to be tried."""
         sent: deque[Prepared] = deque()
         again: deque[Task] = deque()
-        for outcome in self._reporter.report_many(self._images(tasks, run, sent)):
+        for outcome in self._reporter.report_many(self._images(tasks, run, sent), readings=True):
             prepared = sent.popleft()
             if isinstance(outcome.error, RefusedError):
                 again.append(prepared.retry(outcome.error))
@@ -170,11 +170,11 @@ class Batch:
     def _images(self, tasks: deque[Task], run: _Round, sent: deque[Prepared]) -> Iterator[Radiograph]:
         """Give the images in order; studies that need none are finished on the way."""
         for prepared in self._prepared(tasks, run):
-            study, row = prepared.task.study, run.rows.get(prepared.task.study.key)
+            study, mark = prepared.task.study, run.marks.get(prepared.task.study.key)
             if prepared.waiting:
                 run.tally.waiting += 1
                 run.passed += 1
-            elif row is not None and self._is_same(row, prepared):
+            elif mark is not None and self._is_same(mark, prepared):
                 self._ledger.unchanged(study.key, study.quick())
                 run.passed += 1
             elif prepared.radiograph is None:
@@ -192,9 +192,9 @@ class Batch:
                 reading.append(run.pool.submit(prepare, self._tree, tasks.popleft(), young_s=young_s))
             yield reading.popleft().result()
 
-    def _is_same(self, row: Row, prepared: Prepared) -> bool:
+    def _is_same(self, mark: Mark, prepared: Prepared) -> bool:
         now = (self._reporter.bundle.manifest_sha256, self._options.formats, prepared.task.content)
-        return (row.manifest, row.formats, row.content) == now and row.code not in TRY_AGAIN
+        return (mark.manifest, mark.formats, mark.content) == now and mark.code not in TRY_AGAIN
 
     def _hand(self, prepared: Prepared, reading: Reading | None, run: _Round) -> None:
         run.desk.hand(lambda: self._finish(prepared, reading, run))
@@ -213,7 +213,7 @@ class Batch:
         card = report_card(study.name, row, report) if report else refusal_card(study.name, row, prepared.task.reasons)
         files[self._out / CARDS / f"{study.name}.html"] = card
         outbox.write(files)
-        if study.key in run.rows:
+        if study.key in run.marks:
             outbox.remove(self._of_before(study.name) - set(files))
         if report is not None and self._options.filed is not None:
             self._options.filed([path for path in files if path.parent.name == REPORTS])

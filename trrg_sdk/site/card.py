@@ -99,7 +99,7 @@ def _omissions(omissions: Sequence[Omission]) -> str:
 
 def _notes(notes: Sequence[str]) -> str:
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return f"<details><summary>{len(notes)} notes</summary><ul>{items}</ul></details>" if notes else ""
+    return f"<details><summary>Notes: {len(notes)}</summary><ul>{items}</ul></details>" if notes else ""
 
 
 def _clue(clue: ClueScore) -> str:

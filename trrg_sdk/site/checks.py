@@ -39,7 +39,7 @@ def check_site(site: SiteConfig) -> Iterator[Check]:
     for name in site.outputs.formats:
         yield _tried(f"format {name}", lambda name=name: _format(name))  # type: ignore[misc]
     yield _folder("outputs", site.outputs.folder, site.limits.free_mib)
-    yield from _watched(site)
+    yield _watched(site)
     if site.receive is not None:
         yield _folder("spool", site.receive.spool, site.limits.free_mib)
         yield _listener(site, site.receive)
@@ -87,17 +87,17 @@ def _folder(what: str, folder: Path, free_mib: int) -> Check:
     return Check(what, "ok", f"{folder}: {free} MiB free{'' if there == folder else '; it will be made'}")
 
 
-def _watched(site: SiteConfig) -> Iterator[Check]:
-    made_later = {site.receive.spool / READY} if site.receive else set()
-    for folder in site.watch.folders:
-        if folder in made_later and not folder.exists():
-            yield Check("watch", "ok", f"{folder}: the receiver will make it")
-        elif folder.is_dir() and os.access(folder, os.R_OK | os.X_OK):
-            yield Check("watch", "ok", str(folder))
-        else:
-            yield Check("watch", "FAILED", f"{folder} is no folder that this user may read")
-    if made_later - set(site.watch.folders):
-        yield Check("watch", "warning", f"nobody reads what is received: {READY} of the spool is not in watch.folders")
+def _watched(site: SiteConfig) -> Check:
+    folder, ready = site.watched, site.receive.spool / READY if site.receive else None
+    if folder is None:
+        return Check("watch", "ok", "nothing to watch: watch.folder and receive are left out")
+    if ready is not None and ready != folder:
+        return Check("watch", "warning", f"nobody reads what is received: watch.folder is not {ready}")
+    if folder == ready and not folder.exists():
+        return Check("watch", "ok", f"{folder}: it will be made")
+    if folder.is_dir() and os.access(folder, os.R_OK | os.X_OK):
+        return Check("watch", "ok", str(folder))
+    return Check("watch", "FAILED", f"{folder} is no folder that this user may read")
 
 
 def _listener(site: SiteConfig, receive: ReceiveConfig) -> Check:

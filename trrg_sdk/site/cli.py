@@ -9,12 +9,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trrg_sdk.errors import InputError
+from trrg_sdk.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from trrg_sdk.reporter import Reporter
     from trrg_sdk.site.batch import Tally
     from trrg_sdk.site.job import Job
+
+_WATCH_DEFAULTS = {
+    "folder": None,
+    "out": None,
+    "bundle": None,
+    "device": "auto",
+    "threads": None,
+    "workers": 4,
+    "format": "text",
+    "settle": 5.0,
+    "rescan": 60.0,
+    "deidentify": None,
+}
+"""What ``trrg watch`` does when it is not told; ``--site`` tells it everything, so nothing else may."""
 
 INTERRUPTED = 130
 """Exit code of a batch that was stopped before it was done, as of any program that Ctrl-C ends."""
@@ -25,8 +39,11 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     batch = commands.add_parser("batch", help="report on a folder of studies; run again to go on")
     watch = commands.add_parser("watch", help="report on studies as they arrive in a folder")
     for parser in (batch, watch):
-        parser.add_argument("folder", metavar="FOLDER", help="studies: any tree, also ZIP archives")
-        parser.add_argument("--out", required=True, metavar="DIR", help="reports, index.html, summary.csv, the ledger")
+        known = None if parser is batch else "?"  # trrg watch --site knows them
+        parser.add_argument("folder", nargs=known, metavar="FOLDER", help="studies: any tree, also ZIP archives")
+        parser.add_argument(
+            "--out", required=parser is batch, metavar="DIR", help="reports, index.html, summary.csv, the ledger"
+        )
         parser.add_argument("--bundle", metavar="DIR", help="the model to use (default: the embedded one)")
         parser.add_argument("--device", default="auto", metavar="D", help="auto (the default), cpu, cuda or openvino")
         parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: the physical cores)")
@@ -47,6 +64,9 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         )
     batch.add_argument("--limit", type=_positive, metavar="N", help="report so many studies at most")
     batch.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
+    watch.add_argument(
+        "--site", metavar="TOML", help="take everything from a site's configuration, and queue DICOM outputs as it says"
+    )
     watch.add_argument(
         "--rescan", type=_seconds, default=60.0, metavar="S", help="look anyway every so many seconds (default: 60)"
     )
@@ -78,12 +98,16 @@ def run_batch(args: argparse.Namespace) -> int:
 
 def run_watch(args: argparse.Namespace) -> int:
     """Report on what arrives, until somebody stops it."""
+    from trrg_sdk.site.dicom_cli import of_site
     from trrg_sdk.site.lock import Stop
     from trrg_sdk.site.progress import open_progress
     from trrg_sdk.site.watch import AT_ONCE, watch
 
+    args, filed = of_site(args, _WATCH_DEFAULTS) if args.site else (args, None)
+    if args.folder is None or args.out is None:
+        raise UsageError("name the folder to watch and --out DIR, or a configuration with --site TOML")
     job = _job(args)
-    job = replace(job, options=replace(job.options, limit=AT_ONCE))
+    job = replace(job, options=replace(job.options, limit=AT_ONCE, filed=filed))
     job.tree()
     stop = Stop()
     try:

@@ -42,11 +42,13 @@ class OutputsConfig:
         folder: Files are written here.
         formats: Names that ``trrg report --format`` takes.
         send_to: Names of nodes that get every DICOM output by C-STORE.
+        deidentify_key: A secret file of at least 32 random bytes: the patient is taken out of every output.
     """
 
     folder: Path
     formats: tuple[str, ...] = ("text", "json")
     send_to: tuple[str, ...] = ()
+    deidentify_key: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class ReceiveConfig:
         peers: Addresses or networks ("10.1.2.0/24") that may connect; any when empty.
         study_timeout_s: A study is complete when its associations have ended and so long nothing more came for it.
         stop_timeout_s: On a stop, running associations have so long to end.
+        keep_days: Complete studies are deleted so long after their last object came, whether they were reported or
+            not; never when it is left out.
     """
 
     spool: Path
@@ -72,6 +76,7 @@ class ReceiveConfig:
     peers: tuple[str, ...] = ()
     study_timeout_s: Seconds = 30.0
     stop_timeout_s: Seconds = 30.0
+    keep_days: Annotated[float, Between(0.01, 36_500)] | None = None
 
     def __post_init__(self) -> None:
         """Refuse an address that is none."""
@@ -118,13 +123,19 @@ class LimitsConfig:
 
 @dataclass(frozen=True)
 class WatchConfig:
-    """Folders that are read as studies arrive; ``receive.spool``'s ``ready`` is meant to be one of them.
+    """Reporting on studies as they arrive.
 
     Attributes:
-        folders: Searched with their subfolders.
+        folder: Searched with its subfolders; ``ready`` of ``receive.spool`` when it is left out.
+        workers: Threads that read images.
+        settle_s: Files that changed less than so many seconds ago are left alone.
+        rescan_s: Look this often without any event of the file system too.
     """
 
-    folders: tuple[Path, ...] = ()
+    folder: Path | None = None
+    workers: Annotated[int, Between(1, 64)] = 4
+    settle_s: Annotated[float, Between(0, 86_400)] = 5.0
+    rescan_s: Seconds = 60.0
 
 
 @dataclass(frozen=True)
@@ -174,7 +185,7 @@ class SiteConfig:
         receive: The Storage SCP; no receiver when it is left out.
         model: What writes the reports.
         limits: What a peer may take.
-        watch: Folders to read.
+        watch: Reporting on what arrives.
         queue: What waits to be sent.
         nodes: Whom we call.
     """
@@ -199,6 +210,11 @@ class SiteConfig:
     def queue_file(self) -> Path:
         """The queue, whether named or not."""
         return self.queue.file or self.outputs.folder / "queue.sqlite"
+
+    @property
+    def watched(self) -> Path | None:
+        """The folder to read, whether named or not; None when there is none."""
+        return self.watch.folder or (self.receive.spool / "ready" if self.receive else None)
 
     @property
     def calling_aet(self) -> str:

@@ -7,10 +7,13 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trrg_sdk.errors import UsageError
+
+Filed = Callable[[Sequence[Path]], None]
 
 if TYPE_CHECKING:
     from trrg_sdk.site.config import LimitsConfig, ReceiveConfig, SiteConfig
@@ -107,6 +110,59 @@ def doctor(args: argparse.Namespace) -> int:
         sys.stdout.flush()
         failed = failed or check.verdict == "FAILED"
     return int(failed)
+
+
+def of_site(args: argparse.Namespace, defaults: Mapping[str, object]) -> tuple[argparse.Namespace, Filed | None]:
+    """What ``trrg watch --site`` says, in the options of ``trrg watch``.
+
+    Args:
+        args: With ``site``.
+        defaults: Option → value when it was not given: a mixture of both is refused.
+
+    Returns:
+        The options, and what queues the DICOM outputs of a study for the site's nodes.
+
+    Raises:
+        UsageError: The configuration has problems, or other options were given.
+    """
+    from trrg_sdk.site.config import read_site
+
+    if given := [name for name, value in defaults.items() if vars(args)[name] != value]:
+        raise UsageError(f"--site takes everything from the configuration, write there: {', '.join(given)}")
+    site = read_site(Path(args.site))
+    if site.watched is None:
+        raise UsageError(f"{args.site} names no folder to watch: give it watch.folder, or a table [receive]")
+    if site.watch.folder is None:
+        site.watched.mkdir(mode=0o700, parents=True, exist_ok=True)  # the receiver may not have started yet
+    said = {
+        "folder": str(site.watched),
+        "out": str(site.outputs.folder),
+        "bundle": site.model.bundle,
+        "device": site.model.device,
+        "threads": site.model.threads,
+        "workers": site.watch.workers,
+        "format": ",".join(site.outputs.formats),
+        "settle": site.watch.settle_s,
+        "rescan": site.watch.rescan_s,
+        "deidentify": site.outputs.deidentify_key,
+    }
+    return argparse.Namespace(**vars(args) | said), _filed(site)
+
+
+def _filed(site: SiteConfig) -> Filed | None:
+    """What queues a study's DICOM outputs for the nodes that get them."""
+    from trrg_sdk.site.send_queue import SendQueue
+
+    if not site.outputs.send_to:
+        return None
+    queue = SendQueue(site.queue_file, site.queue)
+
+    def filed(paths: Sequence[Path]) -> None:
+        for path in paths:
+            for destination in site.outputs.send_to if path.suffix == ".dcm" else ():
+                queue.enqueue(path, destination)
+
+    return filed
 
 
 def _courier(site: SiteConfig) -> Courier:

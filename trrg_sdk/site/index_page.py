@@ -35,7 +35,7 @@ article.refused, article.failed { border-left-color: #4a5568 }
 article header { display: flex; flex-wrap: wrap; gap: .2rem .9rem; align-items: baseline }
 h2 { font: 600 .95rem ui-monospace, monospace; margin: 0 }
 time, header span { color: var(--soft); font-size: .85rem }
-.row { display: grid; grid-template-columns: 15rem minmax(0, 1fr) 19rem; gap: 1rem; margin-top: .6rem;
+.row { display: grid; grid-template-columns: 15rem minmax(0, 1fr) 20rem; gap: 1rem; margin-top: .6rem;
   align-items: start }
 .picture img { display: block; width: 100%; height: auto; background: #000; border-radius: 4px }
 .none { background: #e7ebf0; color: var(--soft); border-radius: 4px; padding: .9rem 0; text-align: center }
@@ -51,7 +51,7 @@ p.omitted, p.overridden { border: 1px dashed #c62828 }
 details { margin-top: .5rem; color: var(--soft); font-size: .85rem }
 details ul { margin: .3rem 0; padding-left: 1.2rem }
 .clues { list-style: none; margin: 0; padding: 0; font-size: .8rem }
-.clue { display: grid; grid-template-columns: 11.5rem minmax(3rem, 1fr) 2.2rem; gap: .4rem; align-items: center;
+.clue { display: grid; grid-template-columns: 12.8rem minmax(3rem, 1fr) 2.2rem; gap: .4rem; align-items: center;
   color: var(--soft); padding: .05rem 0 }
 .clue span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
 .clue b { text-align: right; font-weight: 400 }

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trrg_sdk.outputs import Output
-from trrg_sdk.site.ledger import Row
+from trrg_sdk.site.ledger import Mark
 from trrg_sdk.site.studies import Entry, Study, group, read_entries
 from trrg_sdk.site.walk import Found, Tree
 
@@ -57,11 +57,11 @@ class Known:
 
     Attributes:
         entries: File's key → what its header said.
-        rows: Study's key → what became of it.
+        marks: Study's key → what was reported of it.
     """
 
     entries: Mapping[bytes, Entry]
-    rows: Mapping[bytes, Row]
+    marks: Mapping[bytes, Mark]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +136,12 @@ def look(
         files = [found for found in files if found.key in read or found.key in known.entries]
     studies = group(files, {**known.entries, **read}, left_out=left_out, accept=options.accept)
     settled = [study for study in studies if not young or not any(i.found.key in young for i in study.images)]
-    todo = [study for study in settled if not _is_done(study, known.rows.get(study.key), options.formats, manifest)]
+    formats = options.formats
+    todo = [study for study in settled if not _is_done(study, known.marks.get(study.key), formats, manifest)]
     entries = {key: entry for key, entry in read.items() if key not in young}
     gone = known.entries.keys() - {found.key for found in files}
     return Look(settled, todo, len(studies) - len(settled), left_out, entries, gone)
 
 
-def _is_done(study: Study, row: Row | None, formats: str, manifest: str) -> bool:
-    return row is not None and (row.manifest, row.formats, row.quick) == (manifest, formats, study.quick())
+def _is_done(study: Study, mark: Mark | None, formats: str, manifest: str) -> bool:
+    return mark is not None and (mark.manifest, mark.formats, mark.quick) == (manifest, formats, study.quick())

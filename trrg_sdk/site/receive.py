@@ -84,6 +84,7 @@ TRANSFER_SYNTAXES = (
 )
 """What the runtime decodes; lossless ones stand first, so that a peer that offers several sends one of them."""
 
+_EXPIRE_EVERY_S = 600.0
 _NEGOTIATION_S = 10.0  # a connection that asks for no association holds one of the few places
 
 SUCCESS = 0x0000
@@ -130,6 +131,7 @@ class Receiver:
         self.spool = Spool(config.spool, study_timeout_s=config.study_timeout_s, free_bytes=limits.free_mib * 2**20)
         self._bounds = Bounds(self.spool, limits)
         self._server: BoundedServer | None = None
+        self._expire_at = 0.0
         self._providers: dict[Any, SpoolingProvider] = {}
         self._silence = contextlib.ExitStack()
 
@@ -180,8 +182,14 @@ class Receiver:
         try:
             for folder in self.spool.complete():
                 _LOG.info("study %s is complete", folder.name)
+            if self._config.keep_days is not None and time.monotonic() >= self._expire_at:
+                self._expire_at = time.monotonic() + _EXPIRE_EVERY_S
+                _LOG.info(
+                    "deleted %d studies that were older than receive.keep_days",
+                    self.spool.expire(self._config.keep_days),
+                )
         except OSError as error:
-            _LOG.error("cannot hand over a study: %s; trying again", error.strerror)
+            _LOG.error("cannot tidy the spool: %s; trying again", error.strerror)
 
     def run(self, stop: threading.Event) -> None:
         """Receive until told to stop, then stop gracefully."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -105,6 +106,7 @@ class Call:
             self._entity.add_requested_context(sop_class, wanted)
         self._entity.add_requested_context(StorageCommitmentPushModel if reported else Verification)
         self._association: Any = None
+        self._silence = contextlib.ExitStack()
 
     def __enter__(self) -> Call:
         """Associate.
@@ -115,23 +117,29 @@ class Call:
         silence_pynetdicom()
         node = self._node
         handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, self._event)] if self._reported else []
-        try:
-            # First on our own: pynetdicom does not say why it cannot connect, and leaves the socket open.
-            socket.create_connection((node.host, node.port), timeout=self._entity.connection_timeout).close()
-            self._association = self._entity.associate(node.host, node.port, ae_title=node.aet, evt_handlers=handlers)
-        except OSError as error:
-            why = error.strerror or str(error)
-            raise Unreachable(f"no connection to {node.host} port {node.port}: {why}") from error
-        if not self._association.is_established:
-            raise Unreachable(self._why_not())
+        with contextlib.ExitStack() as silence:
+            silence.enter_context(tags.quiet())
+            try:
+                # First on our own: pynetdicom does not say why it cannot connect, and leaves the socket open.
+                socket.create_connection((node.host, node.port), timeout=self._entity.connection_timeout).close()
+                self._association = self._entity.associate(
+                    node.host, node.port, ae_title=node.aet, evt_handlers=handlers
+                )
+            except OSError as error:
+                why = error.strerror or str(error)
+                raise Unreachable(f"no connection to {node.host} port {node.port}: {why}") from error
+            if not self._association.is_established:
+                raise Unreachable(self._why_not())
+            self._silence = silence.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Release, or abort after an error."""
-        if self._association.is_established:
-            (self._association.abort if kind else self._association.release)()
+        with self._silence:
+            if self._association.is_established:
+                (self._association.abort if kind else self._association.release)()
 
     def echo(self) -> str:
         """C-ECHO; says what is wrong, "" when nothing is."""
@@ -146,8 +154,7 @@ class Call:
             sop_class, syntax = _kind(path)
             if problem := self._not_accepted(sop_class, syntax):
                 return problem
-            with tags.quiet():
-                answer = self._association.send_c_store(pydicom.dcmread(path))
+            answer = self._association.send_c_store(pydicom.dcmread(path))
         except DicomError as error:
             return Delivery("refused", str(error))
         except RuntimeError:  # the association ended meanwhile

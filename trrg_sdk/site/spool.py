@@ -77,7 +77,10 @@ class Spool:
                 each.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = _locked(folder / ".lock")
             for leftover in self.incoming.iterdir():
-                leftover.unlink()
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            for study in self.open.iterdir():
+                if not any(study.iterdir()):  # made for an object that did not come to it
+                    study.rmdir()
             now = time.monotonic()
             self._studies = {study.name: _Open(now) for study in self.open.iterdir()}
         except OSError as error:
@@ -135,6 +138,22 @@ class Spool:
                 if study.changed <= quiet_since and not any(carrier.is_alive() for carrier in study.carriers)
             ]
             return [self._hand_over(name) for name in done]
+
+    def expire(self, days: float) -> int:
+        """Delete the studies that were handed over and whose last object came more than so many days ago.
+
+        Returns:
+            How many.
+        """
+        before, old = time.time() - days * 86_400, []
+        with self._mutex:
+            for folder in self.ready.iterdir():
+                if folder.stat().st_mtime < before:
+                    old.append(self.incoming / f"{folder.name}.old")
+                    os.rename(folder, old[-1])  # a reader sees all of a study or nothing of it
+        for folder in old:
+            shutil.rmtree(folder)
+        return len(old)
 
     def waiting(self) -> int:
         """The number of studies that are not complete."""

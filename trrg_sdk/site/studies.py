@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from trrg_sdk.dicom import rank
@@ -46,9 +46,8 @@ class Entry(NamedTuple):
     order: int
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
-    """A file of a study.
+class Image(NamedTuple):
+    """A file of a study; no value of an element is in it.
 
     Attributes:
         found: Where it is.
@@ -56,8 +55,8 @@ class Image:
         code: The first reason to leave it out that is not overridden; "" for a candidate.
     """
 
-    found: Found = field(repr=False)
-    entry: Entry = field(repr=False)
+    found: Found
+    entry: Entry
     code: str
 
 

@@ -12,9 +12,8 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from trrg_sdk.errors import UsageError
 from trrg_sdk.site.archive import MAX_MEMBER, Archives, BadArchive, is_archive
@@ -25,23 +24,26 @@ MAX_FILE = MAX_MEMBER
 MAX_DEPTH = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A file, or a member of an archive.
+class Found(NamedTuple):
+    """A file, or a member of an archive. A tuple, because there are a hundred thousand of them.
 
     Attributes:
-        path: The file, or the archive.
+        path: The file, or the archive. Not in the ``repr``: it may hold a patient's name.
         key: SHA-256 of the path below the folder, and of the member's place.
         size: Bytes.
         mtime_ns: When it was last changed; of a member: when its archive was.
         member: Place of the member in its archive; None for a file.
     """
 
-    path: Path = field(repr=False)
+    path: str
     key: bytes
     size: int
     mtime_ns: int
     member: int | None = None
+
+    def __repr__(self) -> str:
+        """Say which file without its name."""
+        return f"<Found: {self.key.hex()[:16]}, {self.size} bytes>"
 
 
 class Tree:
@@ -65,7 +67,8 @@ class Tree:
         self.folder = Path(folder).resolve()
         if not self.folder.is_dir():
             raise UsageError("FOLDER is no folder that can be read; check the path and the rights")
-        self._without = None if without is None else without.resolve()
+        self._without = None if without is None else str(without.resolve())
+        self._below = len(os.path.join(self.folder, ""))
         self._archives = Archives()
         self.left_out: Counter[str] = Counter()
 
@@ -75,7 +78,7 @@ class Tree:
         Symbolic links are never followed: what they name inside the tree is found anyway, the rest is not ours.
         """
         self.left_out.clear()
-        pending = [(self.folder, 0)]
+        pending = [(str(self.folder), 0)]
         while pending:
             folder, depth = pending.pop()
             entries = self._entries(folder)
@@ -85,7 +88,7 @@ class Tree:
                 if kind == "file":
                     yield from self._file(entry)
                 elif kind == "folder" and depth < MAX_DEPTH:
-                    folders.append((Path(entry.path), depth + 1))
+                    folders.append((entry.path, depth + 1))
                 else:
                     self.left_out["too_deep" if kind == "folder" else kind] += 1
             pending += [item for item in reversed(folders) if item[0] != self._without]
@@ -97,7 +100,7 @@ class Tree:
             OSError: It is gone, may not be read, or is no file any more.
         """
         if found.member is not None:
-            return io.BytesIO(self._archives.read(found.path, found.member))
+            return io.BytesIO(self._archives.read(Path(found.path), found.member))
         # O_NONBLOCK: a pipe that took the file's place since must not make us wait for a writer.
         number = os.open(found.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         stream = os.fdopen(number, "rb")
@@ -114,7 +117,7 @@ class Tree:
             raise OSError("the file has grown")
         return content
 
-    def _entries(self, folder: Path) -> list[os.DirEntry[str]]:
+    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
         try:
             with os.scandir(folder) as entries:
                 return sorted(entries, key=lambda entry: entry.name)
@@ -125,17 +128,16 @@ class Tree:
     def _file(self, entry: os.DirEntry[str]) -> Iterator[Found]:
         try:
             seen = entry.stat(follow_symlinks=False)
-            path = Path(entry.path)
-            archive = is_archive(path) if seen.st_size and _may_be_archive(entry.name) else False
+            archive = seen.st_size and _may_be_archive(entry.name) and is_archive(Path(entry.path))
         except OSError:
             self.left_out["unreadable"] += 1
             return
         if archive:
-            yield from self._members(path, seen)
+            yield from self._members(Path(entry.path), seen)
         elif not seen.st_size or seen.st_size > MAX_FILE:
             self.left_out["too_large" if seen.st_size else "empty"] += 1
         else:
-            yield Found(path, self._key(path), seen.st_size, seen.st_mtime_ns)
+            yield Found(entry.path, self._key(entry.path), seen.st_size, seen.st_mtime_ns)
 
     def _members(self, path: Path, seen: os.stat_result) -> Iterator[Found]:
         try:
@@ -147,10 +149,10 @@ class Tree:
             self.left_out["unreadable"] += 1
             return
         for place, size in members:
-            yield Found(path, self._key(path, place), size, seen.st_mtime_ns, place)
+            yield Found(str(path), self._key(str(path), place), size, seen.st_mtime_ns, place)
 
-    def _key(self, path: Path, member: int | None = None) -> bytes:
-        place = os.fsencode(path.relative_to(self.folder)) + (b"" if member is None else b"\0%d" % member)
+    def _key(self, path: str, member: int | None = None) -> bytes:
+        place = os.fsencode(path[self._below :]) + (b"" if member is None else b"\0%d" % member)
         return hashlib.sha256(place).digest()
 
 

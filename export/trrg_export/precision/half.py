@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, numpy_helper, shape_inference
 
 from trrg_export.parity import ParityError
-from trrg_export.precision.layers import Feed, errors, magnitude, peaks, tensor_types
+from trrg_export.precision.layers import Weights, contents, errors, magnitude, peaks, tensor_types
 from trrg_export.precision.lowered import (
     FP32_SHARE,
     Hopeless,
@@ -31,7 +31,8 @@ from trrg_export.precision.lowered import (
     named,
     settle,
 )
-from trrg_export.to_onnx import clean
+from trrg_export.precision.sections import Feed
+from trrg_export.to_onnx import check, clean, is_hollow, without_weights
 from trrg_sdk.errors import UsageError
 
 _LARGEST = 65504.0  # of fp16
@@ -62,22 +63,25 @@ def to_half(model: onnx.ModelProto, feeds: Sequence[Feed], *, label: str, limit:
     """
     if model.ByteSize() > _PROTOBUF:
         raise UsageError(f"{label}: fp16 is made of graphs below 2 GiB, got {model.ByteSize()} bytes; use another one")
-    source = named(model)
-
+    source = named(without_weights(model))
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
     bound = math.inf if limit is None else limit
     lowering = Lowering(
         "fp16",
         convert=lambda kept: _convert(source, kept),
-        judge=lambda half, kept: _compare(source, half, feeds, kept),
+        judge=lambda half, kept: _compare(source, half, feeds, weights, kept),
         bound=bound,
         as_bad=0.5,
         reason="the relative error grows {:.2g}-fold in it",
     )
-    found = settle(source, _unrepresentable(source, feeds), lowering)
+    found = settle(source, _unrepresentable(source, feeds, weights), lowering)
     if isinstance(found, Hopeless):
         raise ParityError([_hopeless(label, found, bound)])
     for line in found.lines():
         _LOG.info("%s: %s", label, line)
+    for tensor in found.model.graph.initializer:
+        if is_hollow(tensor):
+            tensor.CopyFrom(contents(tensor, weights))
     return found
 
 
@@ -94,17 +98,17 @@ def with_zeros(feeds: Sequence[Feed]) -> list[Feed]:
     return [*feeds, zero] if any(a.dtype == np.float32 for a in zero.values()) else list(feeds)
 
 
-def _unrepresentable(model: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[str, str]:
+def _unrepresentable(model: onnx.ModelProto, feeds: Sequence[Feed], weights: Weights) -> dict[str, str]:
     """Node → why its numbers do not fit into fp16."""
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST
 
-    found = peaks(model, with_zeros(feeds))
-    weights = {
-        tensor.name: magnitude(numpy_helper.to_array(tensor))
-        for tensor in model.graph.initializer
+    found = peaks(model, with_zeros(feeds), weights)
+    stored = {
+        name: magnitude(numpy_helper.to_array(tensor))
+        for name, tensor in weights.items()
         if tensor.data_type == TensorProto.FLOAT
     }
-    sizes = {**found.tensors, **weights}
+    sizes = {**found.tensors, **stored}
     reasons = {}
     for node in model.graph.node:
         lines = [_misfit(name, sizes.get(name, 0.0)) for name in (*node.input, *node.output)]
@@ -129,13 +133,21 @@ def _convert(model: onnx.ModelProto, kept: Mapping[str, str]) -> onnx.ModelProto
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    half: onnx.ModelProto = convert_float_to_float16(copy, keep_io_types=True, node_block_list=sorted(kept))
+    typed = shape_inference.infer_shapes(model)
+    hollow = {tensor.name: list(tensor.dims) for tensor in typed.graph.initializer if is_hollow(tensor)}
+    for tensor in typed.graph.initializer:  # the converter wants contents: one number stands for all
+        if tensor.name in hollow:
+            tensor.CopyFrom(numpy_helper.from_array(np.zeros(1, np.float32), tensor.name))
+    half: onnx.ModelProto = convert_float_to_float16(
+        typed, keep_io_types=True, node_block_list=sorted(kept), disable_shape_infer=True
+    )
+    for tensor in half.graph.initializer:
+        if tensor.name in hollow:
+            tensor.CopyFrom(TensorProto(name=tensor.name, dims=hollow[tensor.name], data_type=tensor.data_type))
     _drop_round_trips(half)
     OnnxModel.graph_topological_sort(half.graph)
     clean(half)
-    onnx.checker.check_model(half, full_check=True)
+    check(half)
     return half
 
 
@@ -201,13 +213,18 @@ def _casts_to(node: onnx.NodeProto, kind: int) -> bool:
 
 
 def _compare(
-    model: onnx.ModelProto, half: onnx.ModelProto, feeds: Sequence[Feed], kept: Mapping[str, str]
+    model: onnx.ModelProto,
+    half: onnx.ModelProto,
+    feeds: Sequence[Feed],
+    weights: Weights,
+    kept: Mapping[str, str],
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Drift of each output, and how much the error grows in each node that computes in fp16.
 
     Zeros only tell whether every number stays one: where all is 0, a difference says nothing.
     """
-    found, zeros = errors(model, half, feeds), errors(model, half, with_zeros(feeds)[len(feeds) :])
+    found = errors(model, half, feeds, weights)
+    zeros = errors(model, half, with_zeros(feeds)[len(feeds) :], weights)
     growth, lost = _growth(model, found.tensors, kept), _growth(model, zeros.tensors, kept)
     return found.outputs | _infinite(zeros.outputs), growth | _infinite(lost)
 

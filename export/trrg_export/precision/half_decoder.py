@@ -7,6 +7,7 @@ in fp32: a layer that overflows is named, and the model needs another precision.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,29 +16,23 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from trrg_export.precision.half import SAFE
+from trrg_export.to_onnx import without_weights
 from trrg_sdk.backends.ort_session import open_session
 from trrg_sdk.manifest import DecoderSpec
 
 
-def overflow_failures(
-    decoder: onnx.ModelProto, sequences: Iterable[NDArray[np.floating]], spec: DecoderSpec
-) -> list[str]:
+def overflow_failures(decoder: Path, sequences: Iterable[NDArray[np.floating]], spec: DecoderSpec) -> list[str]:
     """Read whole reports and look at every number on the way.
 
     Args:
-        decoder: In fp16, as :func:`trrg_export.decoder.build_decoder` makes it.
+        decoder: In fp16, as :func:`trrg_export.decoder.write_decoder` makes it; a second file lies beside it meanwhile.
         sequences: Embeddings (S, Dl) of prompt and report, one for each study.
         spec: The sizes of keys and values.
 
     Returns:
         Nothing, or one line that names the first layer whose numbers come near the end of fp16.
     """
-    watched = onnx.ModelProto()
-    watched.CopyFrom(decoder)
-    declared = {output.name for output in decoder.graph.output}
-    makers = {name: node for node in decoder.graph.node for name in node.output if name}
-    watched.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in makers if name not in declared)
-    session = open_session(watched.SerializeToString(), "decoder", "cpu", 0)
+    session, makers = _watched(decoder)
     half = {output.name for output in session.get_outputs() if output.type == "tensor(float16)"}
     names = [name for name in makers if name in half]  # in the graph's order
     peaks = np.zeros(len(names))
@@ -49,6 +44,21 @@ def overflow_failures(
             layer = f"{makers[name].name} ({makers[name].op_type})"
             return [f"decoder: {layer} reaches {peak:.3g} in fp16, where {SAFE:g} is safe: export in fp32 or int8"]
     return []
+
+
+def _watched(decoder: Path) -> tuple[Any, dict[str, onnx.NodeProto]]:
+    """Open the decoder so that it gives every tensor; and the node that writes each, in the graph's order."""
+    graph = onnx.load(str(decoder), load_external_data=False)
+    declared = {output.name for output in graph.graph.output}
+    makers = {name: node for node in without_weights(graph).graph.node for name in node.output if name}
+    graph.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in makers if name not in declared)
+    path = decoder.with_name(f"watched_{decoder.name}")  # beside the weights, where they are looked for
+    try:
+        onnx.save_model(graph, str(path))
+        del graph  # ONNX Runtime reads the file, so that the weights are not held here too
+        return open_session(str(path), "decoder", "cpu", 0), makers
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _feed(embeds: NDArray[np.floating], spec: DecoderSpec) -> dict[str, NDArray[Any]]:

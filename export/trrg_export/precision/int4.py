@@ -128,7 +128,14 @@ def _by_weights(node: onnx.NodeProto, weight: onnx.TensorProto, *, int4: Int4) -
     (product,) = made.node
     if int4.algorithm == "hqq":  # the only quantizer that does not pass the level on
         product.attribute.append(helper.make_attribute("accuracy_level", INT8_ACTIVATIONS))
-    return [product], [tensor for tensor in made.initializer if tensor.name in product.input]
+    # Copies: a message holds the memory of all that it was made with, here the fp32 weight.
+    return [_own(product)], [_own(tensor) for tensor in made.initializer if tensor.name in product.input]
+
+
+def _own(message: Any) -> Any:
+    copy = type(message)()
+    copy.CopyFrom(message)
+    return copy
 
 
 def _check_even(node: onnx.NodeProto, weight: onnx.TensorProto, int4: Int4) -> None:

@@ -8,18 +8,18 @@ to fp16.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, inliner, numpy_helper, shape_inference
 
+from trrg_export.precision.sections import Array, Feed, Sections, cut, cut_alike, in_groups
+from trrg_export.to_onnx import is_hollow
 from trrg_sdk.backends.ort_session import open_session
 
-Array = NDArray[Any]
-Feed = Mapping[str, Array]
+Weights = Mapping[str, TensorProto]
 _ROUNDED = "~unrounded"
 KEPT_OUTPUT = "_cast_to_fp16"
 """What the converter appends to the name of a tensor that a layer kept in fp32 writes."""
@@ -65,62 +65,88 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
-def peaks(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Peaks:
+def peaks(model: onnx.ModelProto, feeds: Sequence[Feed], weights: Weights) -> Peaks:
     """Run a graph and note how large its numbers get.
 
     Args:
-        model: fp32; every node has a name.
+        model: fp32; every node has a name. Its large weights may be hollow.
         feeds: Inputs of one run each.
+        weights: All initializers by name, with their contents.
 
     Returns:
         The largest over all runs.
     """
-    watch = _Watch(model)
+    parts = cut(model)
+    sections = Sections(model, parts, weights.__getitem__)
     found = Peaks({}, {})
-    bodies: dict[str, _Watch] = {}
-    weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    for feed in feeds:
-        values = {**feed, **watch.run(feed)}
-        known = {**weights, **values}
-        for name, value in values.items():
-            _raise_to(found.tensors, name, magnitude(value))
-        for node in filter(_has_body, model.graph.node):
-            inputs = {name: known[name] for name in node.input if name in known}
-            if len(inputs) < sum(map(bool, node.input)):  # one is no float tensor, so nobody watches it
-                continue
-            if node.name not in bodies:
-                bodies[node.name] = _Watch(_body(node, inputs, model))
-            inner = bodies[node.name].run(inputs)
-            _raise_to(found.inside, node.name, max(map(magnitude, inner.values()), default=0.0))
+    for states in in_groups(feeds):
+        for index, part in enumerate(parts):
+            inside = [_Inside(node, model, weights) for node in part if _has_body(node)]
+            before = [_floats(state) for state in states]
+            for known, values in zip(before, sections.run(index, states), strict=True):
+                for name, value in values.items():
+                    _raise_to(found.tensors, name, magnitude(value))
+                for node in inside:
+                    if (largest := node.largest({**known, **values})) is not None:
+                        _raise_to(found.inside, node.name, largest)
     return found
 
 
-def errors(model: onnx.ModelProto, half: onnx.ModelProto, feeds: Sequence[Feed]) -> Errors:
+def errors(model: onnx.ModelProto, half: onnx.ModelProto, feeds: Sequence[Feed], weights: Weights) -> Errors:
     """Compare a graph in fp16 with its original, as a GPU without wider registers would run it.
 
     Args:
-        model: fp32.
+        model: fp32. Its large weights may be hollow, and so may those of ``half``.
         half: What the converter made of it.
         feeds: Inputs of one run each.
+        weights: All initializers of ``model`` by name, with their contents.
 
     Returns:
         The largest over all runs.
     """
-    original, changed = _Watch(model), _Watch(rounded(half))
     outputs = [output.name for output in model.graph.output]
     found = Errors(dict.fromkeys(outputs, 0.0), {})
-    for feed in feeds:
-        wanted, got = original.run(feed), changed.run(feed)
-        for name, value in wanted.items():
-            other = got.get(f"{name}{KEPT_OUTPUT}", got.get(name))
-            if other is None:
-                continue
-            peak = magnitude(value)
-            gap = _gap(value, other)
-            _raise_to(found.tensors, name, gap / peak if peak else gap)
-            if name in found.outputs:
-                _raise_to(found.outputs, name, relative_gap(value, other))
+    parts = cut(model)
+    original = Sections(model, parts, weights.__getitem__)
+    changed, twins = _rounded_sections(half, parts, weights)
+    for lefts, rights in zip(in_groups(feeds), in_groups(feeds), strict=True):
+        waiting: list[dict[str, tuple[str, Array]]] = [{} for _ in lefts]
+        for index in range(len(parts)):
+            both = zip(waiting, original.run(index, lefts), changed.run(index, rights), strict=True)
+            for pending, wanted, got in both:
+                pending.update({twins(name): (name, value) for name, value in wanted.items() if twins(name)})
+                for twin in pending.keys() & got.keys():
+                    name, value = pending.pop(twin)
+                    _note(found, name, value, got[twin])
     return found
+
+
+def _note(found: Errors, name: str, value: Array, other: Array) -> None:
+    peak = magnitude(value)
+    gap = _gap(value, other)
+    _raise_to(found.tensors, name, gap / peak if peak else gap)
+    if name in found.outputs:
+        _raise_to(found.outputs, name, relative_gap(value, other))
+
+
+def _rounded_sections(
+    half: onnx.ModelProto, parts: Sequence[Sequence[onnx.NodeProto]], weights: Weights
+) -> tuple[Sections, Callable[[str], str]]:
+    """What :func:`rounded` makes, in sections, and the name there of a tensor of the original, or an empty one."""
+    types = tensor_types(half)
+    stored = {tensor.name: tensor for tensor in half.graph.initializer}
+    alike = [[step for node in part for step in _rounding(node, types)] for part in cut_alike(half, parts)]
+    written = {name for part in alike for node in part for name in node.output}
+
+    def weight(name: str) -> TensorProto:
+        tensor = contents(stored[name], weights)
+        _widen(tensor)
+        return tensor
+
+    def twin(name: str) -> str:
+        return next((each for each in (f"{name}{KEPT_OUTPUT}", name) if each in written), "")
+
+    return Sections(half, alike, weight), twin
 
 
 def rounded(half: onnx.ModelProto) -> onnx.ModelProto:
@@ -167,23 +193,55 @@ def relative_gap(wanted: Array, got: Array) -> float:
     return _gap(wanted, got) / max(1.0, magnitude(wanted))
 
 
-class _Watch:
-    """A session that gives every float tensor which a node writes."""
+def contents(tensor: TensorProto, weights: Weights) -> TensorProto:
+    """Copy a weight of a graph in fp16; where it is hollow, what the converter makes of the original.
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        types = tensor_types(model)
-        written = [name for node in model.graph.node for name in node.output if types.get(name) == TensorProto.FLOAT]
-        declared = {output.name for output in model.graph.output}
-        watched = onnx.ModelProto()
-        watched.CopyFrom(model)
-        extra = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in written if n not in declared]
-        watched.graph.output.extend(extra)
-        self._names = written
-        self._session = open_session(watched.SerializeToString(), watched.graph.name, "cpu", 0)
+    Args:
+        tensor: fp32 or fp16.
+        weights: The originals by name.
 
-    def run(self, feed: Feed) -> dict[str, Array]:
-        values = self._session.run(self._names, dict(feed)) if self._names else []
-        return dict(zip(self._names, values, strict=True))
+    Returns:
+        The weight with its contents.
+    """
+    from onnxruntime.transformers.float16 import convert_tensor_float_to_float16
+
+    copy = TensorProto()
+    copy.CopyFrom(weights[tensor.name] if is_hollow(tensor) else tensor)
+    return convert_tensor_float_to_float16(copy) if tensor.data_type == TensorProto.FLOAT16 else copy
+
+
+def _floats(state: Feed) -> dict[str, Array]:
+    return {name: value for name, value in state.items() if value.dtype == np.float32}
+
+
+class _Inside:
+    """The operations that a node stands for, in a session that is opened when it runs first."""
+
+    def __init__(self, node: onnx.NodeProto, model: onnx.ModelProto, weights: Weights) -> None:
+        self.name = node.name
+        self._node, self._model, self._weights = node, model, weights
+        self._session: Any = None
+
+    def largest(self, known: Feed) -> float | None:
+        """The largest number among what they write; None where an input is no float tensor, so nobody watches it."""
+        stored = {
+            name: numpy_helper.to_array(self._weights[name]) for name in self._node.input if name in self._weights
+        }
+        inputs = {name: {**stored, **known}[name] for name in self._node.input if name in stored or name in known}
+        if len(inputs) < sum(map(bool, self._node.input)):
+            return None
+        if self._session is None:
+            body = _body(self._node, inputs, self._model)
+            types = tensor_types(body)
+            written = [n for node in body.graph.node for n in node.output if types.get(n) == TensorProto.FLOAT]
+            declared = {output.name for output in body.graph.output}
+            body.graph.output.extend(
+                helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in written if n not in declared
+            )
+            self._written = written
+            self._session = open_session(body.SerializeToString(), body.graph.name, "cpu", 0)
+        values = self._session.run(self._written, inputs) if self._written else []
+        return max(map(magnitude, values), default=0.0)
 
 
 def _has_body(node: onnx.NodeProto) -> bool:

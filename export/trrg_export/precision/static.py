@@ -20,6 +20,8 @@ clue encoder reads 28 prompts at once):
   vision encoder drifted by .36 in place of .04.
 - The range of an activation is the smallest to the largest number that was seen. Without the rarest .01 % the vision
   encoder drifted by .22; entropy chose the same ranges.
+- TensorRT reads another form: activations are int8 around zero, weights use all their bits, and a bias stays a float.
+  It refuses a zero point, and eight-bit weights that no product in int8 reads, so what is not in int8 stays as it is.
 - The product that drifts is found by trying each alone, not by where the error grows as in fp16: in the fusion graph
   one of 34 products makes .037 of a drift of .043, and growth blamed five others before it.
 """
@@ -37,7 +39,7 @@ import onnx
 from onnx import TensorProto
 
 from trrg_export.precision.int8 import quantize_weights
-from trrg_export.precision.layers import Array, Feed, relative_gap
+from trrg_export.precision.layers import relative_gap
 from trrg_export.precision.lowered import (
     FP32_SHARE,
     Hopeless,
@@ -47,6 +49,7 @@ from trrg_export.precision.lowered import (
     named,
     settle,
 )
+from trrg_export.precision.sections import Array, Feed
 from trrg_export.to_onnx import INLINE_LIMIT, clean, quiet, weight_bytes
 from trrg_sdk.backends.ort_session import open_session
 
@@ -61,7 +64,9 @@ _FLOAT_OUTPUTS = ["MatMul", "Gemm"]  # a convolution that writes floats has no i
 _LOG = logging.getLogger(__name__)
 
 
-def to_static(model: onnx.ModelProto, feeds: Sequence[Feed], *, label: str, limit: float | None) -> LoweredGraph:
+def to_static(
+    model: onnx.ModelProto, feeds: Sequence[Feed], *, label: str, limit: float | None, symmetric: bool = False
+) -> LoweredGraph:
     """Turn a graph into int8.
 
     Args:
@@ -69,25 +74,27 @@ def to_static(model: onnx.ModelProto, feeds: Sequence[Feed], *, label: str, limi
         feeds: Inputs of one run each, to calibrate and to measure with.
         label: The graph's name, for messages.
         limit: How far an output may drift, see :class:`LoweredGraph`; None takes :data:`DRIFT_LIMIT`.
+        symmetric: Write the form that TensorRT reads.
 
     Returns:
         A checked graph, the same for the same input. One that cannot hold the limit computes in fp32, with weights
-        stored in int8, and says so.
+        stored in int8 unless ``symmetric``, and says so.
     """
     source, bound = named(model), DRIFT_LIMIT if limit is None else limit
     if weight_bytes(source) >= INLINE_LIMIT:
-        return _reported(label, store_weights(source, feeds=(), why="a graph above 2 GiB is not calibrated"))
-    trial = _Trial(source, feeds, bound)
+        return _reported(label, _left(source, (), "a graph above 2 GiB is not calibrated", symmetric=symmetric))
+    trial = _Trial(source, feeds, bound, symmetric=symmetric)
     lowering = Lowering("int8", trial.convert, trial.judge, bound, as_bad=1.0, reason=_REASON)
     found = settle(source, trial.blind, lowering)
     if isinstance(found, Hopeless):
         _LOG.info(
             "%s: %s drifts by %.3g in int8, the limit is %g, and more than %d %% of the weights would have to stay in "
-            "fp32; the whole graph does, its weights are only stored in int8",
+            "fp32; the whole graph does%s",
             *(label, found.output, found.drift, bound, 100 * FP32_SHARE),
+            "" if symmetric else ", its weights are only stored in int8",
         )
         why = f"the graph drifts by more than {bound:g} unless most of it does"
-        found = store_weights(source, feeds, why=why)
+        found = _left(source, feeds, why, symmetric=symmetric)
     return _reported(label, found)
 
 
@@ -102,8 +109,12 @@ def store_weights(model: onnx.ModelProto, feeds: Sequence[Feed], *, why: str) ->
     Returns:
         A checked graph.
     """
-    source = named(model)
-    stored = _stored(source)
+    return _left(named(model), feeds, why, symmetric=False)
+
+
+def _left(source: onnx.ModelProto, feeds: Sequence[Feed], why: str, *, symmetric: bool) -> LoweredGraph:
+    """Put nothing into int8 arithmetic."""
+    stored = _finished(source, symmetric=symmetric)
     drift = _Drift(source, feeds).of(stored) if feeds else {}
     return LoweredGraph("int8", stored, kept_layers(source, dict.fromkeys(_products(source), why)), drift, "")
 
@@ -115,8 +126,8 @@ class _Trial:
         blind: Product → why it has no range to quantize with.
     """
 
-    def __init__(self, source: onnx.ModelProto, feeds: Sequence[Feed], bound: float) -> None:
-        self._source, self._feeds, self._bound = source, feeds, bound
+    def __init__(self, source: onnx.ModelProto, feeds: Sequence[Feed], bound: float, *, symmetric: bool) -> None:
+        self._source, self._feeds, self._bound, self._symmetric = source, feeds, bound, symmetric
         self._products = _products(source)
         self._ranges = _calibrated(source, feeds)
         self.blind = _without_range(self._products, self._ranges)
@@ -124,7 +135,7 @@ class _Trial:
         self._alone: dict[str, float] = {}
 
     def convert(self, kept: Mapping[str, str]) -> onnx.ModelProto:
-        return _quantized(self._source, self._products.keys() - kept.keys(), self._ranges)
+        return self._quantized(self._products.keys() - kept.keys())
 
     def judge(self, model: onnx.ModelProto, kept: Mapping[str, str]) -> tuple[dict[str, float], dict[str, float]]:
         """Drift, and where it is too large what each product does alone; that is measured once, on a few feeds."""
@@ -134,9 +145,12 @@ class _Trial:
         if not self._alone:
             few = _Drift(self._source, self._feeds[:: -(-len(self._feeds) // _TRIED)])
             for name in self._products.keys() - self.blind.keys():
-                one = _quantized(self._source, {name}, self._ranges)
+                one = self._quantized({name})
                 self._alone[name] = max(few.of(one).values())
         return drift, {name: value for name, value in sorted(self._alone.items()) if name not in kept}
+
+    def _quantized(self, products: Collection[str]) -> onnx.ModelProto:
+        return _quantized(self._source, products, self._ranges, symmetric=self._symmetric)
 
 
 class _Drift:
@@ -218,8 +232,8 @@ def _without_range(products: Mapping[str, onnx.NodeProto], ranges: Any) -> dict[
     }
 
 
-def _quantized(model: onnx.ModelProto, products: Collection[str], ranges: Any) -> onnx.ModelProto:
-    """Put the named products into int8, and store the weights of the others in eight bits."""
+def _quantized(model: onnx.ModelProto, products: Collection[str], ranges: Any, *, symmetric: bool) -> onnx.ModelProto:
+    """Put the named products into int8, and finish what is left."""
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
     from onnxruntime.transformers.onnx_model import OnnxModel
@@ -231,19 +245,23 @@ def _quantized(model: onnx.ModelProto, products: Collection[str], ranges: Any) -
         quantizer = QDQQuantizer(
             copy,
             per_channel=True,
-            reduce_range=True,
+            reduce_range=not symmetric,
             weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QUInt8,
+            activation_qType=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             tensors_range=ranges,
             nodes_to_quantize=[],
             nodes_to_exclude=left,
             op_types_to_quantize=_OPERATORS,
-            extra_options={"OpTypesToExcludeOutputQuantization": _FLOAT_OUTPUTS},
+            extra_options={
+                "OpTypesToExcludeOutputQuantization": _FLOAT_OUTPUTS,
+                "ActivationSymmetric": symmetric,
+                "QuantizeBias": not symmetric,
+            },
         )
         quantized: onnx.ModelProto = quantizer.quantize_model()
     _read_unrounded(quantized.graph, products)
     OnnxModel.graph_topological_sort(quantized.graph)
-    return _stored(quantized)
+    return _finished(quantized, symmetric=symmetric)
 
 
 def _read_unrounded(graph: onnx.GraphProto, products: Collection[str]) -> None:
@@ -270,10 +288,10 @@ def _is_integer(node: onnx.NodeProto | None, rounded: Collection[str]) -> bool:
     return node is not None and node.op_type in ("Conv", "MaxPool", "Relu") and node.input[0] in rounded
 
 
-def _stored(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A checked copy with the weights that are still floats in eight bits, embedding tables among them."""
+def _finished(model: onnx.ModelProto, *, symmetric: bool) -> onnx.ModelProto:
+    """A checked copy; but for TensorRT the weights that are still floats are in eight bits, embedding tables too."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    stored = clean(quantize_weights(copy))
+    stored = clean(copy if symmetric else quantize_weights(copy))
     onnx.checker.check_model(stored, full_check=True)
     return stored

@@ -15,16 +15,17 @@ from typing import Any
 import onnx
 
 from trrg_export.decoder_explicit import build_explicit_decoder
-from trrg_export.engine_builder import EngineLibrary, axis_ranges, build_engines
+from trrg_export.engine_builder import BuildLibrary, axis_ranges, build_engines
 from trrg_export.parity import LIMITS
 from trrg_export.precision.half import to_half
+from trrg_export.precision.static import to_static
 from trrg_export.targets.base import ProvenSite
 from trrg_export.targets.proof import prove
 from trrg_export.to_onnx import clean, export_graph, save, tensor_specs
 from trrg_sdk.errors import UsageError
 from trrg_sdk.manifest import GraphSpec, TargetSpec
 
-FORMS = {"fp32": ("fp32", "fp32"), "fp16": ("fp16", "fp16"), "int4": ("fp16", "int4")}
+FORMS = {"fp32": ("fp32", "fp32"), "fp16": ("fp16", "fp16"), "int8": ("int8", "fp16"), "int4": ("fp16", "int4")}
 """Of the bundle → of the three traced graphs and of the decoder."""
 _BLOCKS = (32, 16)  # weights that share a scale: TensorRT wants whole blocks, so the first that fits all widths
 _OPSET_INT4 = 21  # the first with 4-bit integers
@@ -32,7 +33,7 @@ _OPSET_INT4 = 21  # the first with 4-bit integers
 _LOG = logging.getLogger(__name__)
 
 
-def add_engines(site: ProvenSite, library: EngineLibrary) -> TargetSpec:
+def add_engines(site: ProvenSite, library: BuildLibrary) -> TargetSpec:
     """Write a library's graphs and engines into a bundle.
 
     Args:
@@ -83,6 +84,10 @@ def write_graphs(site: ProvenSite, name: str) -> dict[str, GraphSpec]:
         if traced == "fp16":
             limit = site.limits.value or LIMITS["fp16"].value
             graph = to_half(graph, site.feeds[plan.name], label=f"{name} {plan.name}", limit=limit).model
+        elif traced == "int8":
+            graph = to_static(
+                graph, site.feeds[plan.name], label=f"{name} {plan.name}", limit=site.limits.value, symmetric=True
+            ).model
         found[plan.name] = _written(graph, site.folder, folder / f"{plan.name}.onnx", traced)
     _LOG.info("%s: exporting decoder", name)
     decoder = build_explicit_decoder(site.checkpoint.trrg().llm, half=decoding != "fp32")

@@ -5,6 +5,7 @@ model.safetensors  every weight
 tokenizer.json
 meta.json          stage, clue bank, preprocessing, prompt, data description, evaluation; written last
 parity.safetensors preprocessed pixels of held-out studies, for the export's comparison (stage 2)
+reports.safetensors token ids of the training reports, for the drafts of a bundle (stage 2): this is their text
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from trrg_train.models.tokenizer import load_tokenizer
 from trrg_train.models.trrg import Prompt, Trrg
 
 SCHEMA = 1
+_REPORTS = "reports.safetensors"
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,14 @@ class Checkpoint:
             )
         return _read_tensors(path)["pixels"].float()
 
+    def train_reports(self) -> list[list[int]] | None:
+        """Return the token ids of the training reports, each with its end token; None where they were not kept."""
+        path = self.folder / _REPORTS
+        if not path.is_file():
+            return None
+        stored = _read_tensors(path)
+        return [report.tolist() for report in stored["tokens"].split(stored["lengths"].tolist())]
+
 
 def save_checkpoint(
     folder: Path, *, model: nn.Module, config: ModelConfig, tokenizer: Tokenizer, meta: CheckpointMeta
@@ -135,6 +145,18 @@ def save_checkpoint(
     (aside / "meta.json").write_text(json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
+
+
+def save_reports(folder: Path, reports: Sequence[Sequence[int]]) -> None:
+    """Add the token ids of the training reports to a checkpoint.
+
+    Args:
+        folder: Of the checkpoint.
+        reports: Each with its end token.
+    """
+    tokens = torch.tensor([token for report in reports for token in report], dtype=torch.int32)
+    lengths = torch.tensor([len(report) for report in reports], dtype=torch.int64)
+    save_file({"tokens": tokens, "lengths": lengths}, folder / _REPORTS)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

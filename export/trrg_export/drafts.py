@@ -1,0 +1,143 @@
+"""The report store of a bundle: made from the training reports, and proven to change no report.
+
+What the store holds is text of the training reports: sentences that stand in at least so many of them. A checkpoint
+without its reports, or one none of whose sentences is common enough, gives a bundle without drafts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from trrg_export.parity import ParityError
+from trrg_export.reference import Reference
+from trrg_sdk.backends import onnxruntime, open_decoder
+from trrg_sdk.backends.base import Decoder
+from trrg_sdk.bundle import Bundle
+from trrg_sdk.decoding.choice import NEAR_TIE
+from trrg_sdk.decoding.drafts import StoreDrafter
+from trrg_sdk.decoding.greedy import Drafts, generate
+from trrg_sdk.decoding.store import ReportStore, Sentence, StoreArrays, build_store
+from trrg_sdk.labeler import OBSERVATIONS, label_sentence
+from trrg_sdk.manifest import ArraySpec, DraftsSpec
+from trrg_train.models.checkpoint import Checkpoint
+from trrg_train.models.tokenizer import EOS_ID
+
+_LOG = logging.getLogger(__name__)
+_FOLDER = "drafts"
+_WIDTHS = (2, 5, 16)  # positions of the passes that are compared with passes of one
+_SAFETY = 3.0  # times the largest change of a lead that was seen
+
+
+def add_drafts(bundle: Bundle, checkpoint: Checkpoint, reference: Reference, *, least: int) -> DraftsSpec | None:
+    """Write ``drafts/`` and prove on the parity studies that reports are the same with it.
+
+    Args:
+        bundle: Under construction, with its decoder.
+        checkpoint: Of stage 2.
+        reference: Its parity studies.
+        least: In how many training reports a sentence must stand.
+
+    Returns:
+        What the manifest says about it, or None where there is nothing to draft from.
+
+    Raises:
+        ParityError: A report differs, which must not happen.
+    """
+    if (reports := checkpoint.train_reports()) is None:
+        _LOG.info("no drafts: the checkpoint has no training reports (an older trrg-train wrote it)")
+        return None
+    ends = sentence_ends(checkpoint.tokenizer)
+    arrays = build_store(reports, ends=ends, least=least, findings=_findings(checkpoint.tokenizer))
+    if not len(arrays.tokens):
+        _LOG.info("no drafts: no sentence stands in %d training reports", least)
+        return None
+    decoder = open_decoder(onnxruntime.open_backend(device="cpu"), bundle)
+    if not decoder.all_rows:
+        _LOG.info("no drafts: the decoder gives the logits of the last position only")
+        return None
+    precision = bundle.manifest.graphs["decoder"].precision
+    table = bundle.token_embedding()
+    near_tie = max(NEAR_TIE[precision], _SAFETY * largest_change(decoder, table, reference))
+    spec = dataclasses.replace(_write(arrays, bundle.folder), ends=ends, near_tie=near_tie)
+    drafts = Drafts(StoreDrafter(ReportStore(arrays, ends=ends)), near_tie)
+    _prove(decoder, table, reference, drafts, limit=checkpoint.meta.max_new_tokens)
+    where = f"{least} of the training reports" if least > 1 else "the training reports"
+    text = f"sentences that stand in at least {where}: {len(arrays.sentences) - 1} sentences of {len(reports)} reports"
+    _LOG.info("drafts: %s", text)
+    return dataclasses.replace(spec, text=text)
+
+
+def sentence_ends(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Tokens after which a new sentence may begin, the end token among them.
+
+    Args:
+        tokenizer: Of the model.
+    """
+    size = tokenizer.get_vocab_size()
+    closing = {token for token in range(size) if tokenizer.decode([token]).strip().endswith((".", "!", "?", ":"))}
+    return tuple(sorted(closing | {EOS_ID}))
+
+
+def _findings(tokenizer: Tokenizer) -> Callable[[Sentence], tuple[int, int]]:
+    def findings(sentence: Sentence) -> tuple[int, int]:
+        labels = label_sentence(tokenizer.decode(list(sentence)))
+        bits = [(1 << bit, labels.get(name)) for bit, name in enumerate(OBSERVATIONS)]
+        asserts = sum(bit for bit, state in bits if state == "present")
+        return asserts, sum(bit for bit, state in bits if state == "absent")
+
+    return findings
+
+
+def largest_change(decoder: Decoder, table: NDArray[np.floating], reference: Reference) -> float:
+    """Measure how far a lead moves when several positions are read in one pass.
+
+    Args:
+        decoder: Of the bundle.
+        table: (V, Dl), token embeddings.
+        reference: Prompts, and the tokens that are read after them.
+    """
+    worst = 0.0
+    for prompt, ids in zip(reference.prompts, reference.ids, strict=True):
+        if not ids:
+            continue
+        decoder.prefill(prompt)
+        single = np.stack([decoder.step(table[token : token + 1]).copy() for token in ids])
+        best = single.argmax(axis=1)[:, None]
+        for width in _WIDTHS:
+            decoder.prefill(prompt)
+            rows = [decoder.read(table[list(some)]).copy() for some in _chunks(ids, width)]
+            change = np.concatenate(rows) - single
+            worst = max(worst, float(np.abs(change - np.take_along_axis(change, best, axis=1)).max()))
+    return worst
+
+
+def _chunks(ids: tuple[int, ...], width: int) -> Iterator[tuple[int, ...]]:
+    return (ids[start : start + width] for start in range(0, len(ids), width))
+
+
+def _prove(decoder: Decoder, table: NDArray[np.floating], reference: Reference, drafts: Drafts, *, limit: int) -> None:
+    texts = {
+        name: [
+            generate(decoder, prompt, table, eos=EOS_ID, max_new_tokens=limit, drafts=used).ids
+            for prompt in reference.prompts
+        ]
+        for name, used in (("with", drafts), ("without", None))
+    }
+    if differing := sum(a != b for a, b in zip(texts["with"], texts["without"], strict=True)):
+        raise ParityError([f"{differing} of {len(reference.prompts)} reports are others with drafts than without"])
+
+
+def _write(arrays: StoreArrays, folder: Path) -> DraftsSpec:
+    (folder / _FOLDER).mkdir()
+    specs = {}
+    for name, array in arrays._asdict().items():
+        specs[name] = ArraySpec(f"{_FOLDER}/{name}.npy", str(array.dtype), array.shape)
+        np.save(folder / specs[name].file, array)
+    return DraftsSpec(**specs, ends=(), near_tie=0.0, text="")

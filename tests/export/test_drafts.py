@@ -1,0 +1,110 @@
+"""A bundle holds common sentences of the training reports, and its reports are the same without them."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnxruntime_genai")
+
+from trrg_export.build import ExportOptions
+from trrg_export.cli import _options, build_parser
+from trrg_export.drafts import add_drafts, largest_change, sentence_ends
+from trrg_export.reference import Reference, run_pytorch
+from trrg_sdk.backends import onnxruntime, open_decoder
+from trrg_sdk.bundle import Bundle
+from trrg_sdk.decoding.choice import NEAR_TIE
+from trrg_sdk.decoding.options import Decoding
+from trrg_sdk.engine import Engine
+from trrg_sdk.errors import UsageError
+from trrg_train.models.checkpoint import Checkpoint, load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
+    return load_checkpoint(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Checkpoint) -> Reference:
+    return run_pytorch(checkpoint, checkpoint.parity_pixels()[:2])
+
+
+@pytest.fixture
+def bare(fp32_bundle: Path, tmp_path: Path) -> Bundle:
+    """The bundle as it is before drafts are added."""
+    shutil.copytree(fp32_bundle, tmp_path / "bare", ignore=shutil.ignore_patterns("drafts"))
+    bundle = Bundle.load(fp32_bundle)
+    return Bundle(tmp_path / "bare", dataclasses.replace(bundle.manifest, drafts=None), "")
+
+
+def test_an_export_brings_drafts_and_says_what_they_hold(fp32_bundle: Path, checkpoint: Checkpoint) -> None:
+    bundle = Bundle.load(fp32_bundle)
+    drafts = bundle.manifest.drafts
+    assert drafts
+    assert drafts.near_tie >= NEAR_TIE["fp32"]
+    assert "at least 2 of the training reports: " in drafts.text
+    assert {array.file for array in drafts.arrays()} <= bundle.manifest.files.keys()
+    stored = np.trim_zeros(bundle.array(drafts.tokens)).astype(int) - 1
+    text = checkpoint.tokenizer.decode([int(token) for token in stored if token >= 0])
+    assert "The lungs are clear." in text
+    assert "Edema" not in text  # stands in two reports, but as other tokens: once without a space before it
+
+
+def test_reports_are_the_same_without_drafts(fp32_bundle: Path, reference: Reference) -> None:
+    bundle, backend = Bundle.load(fp32_bundle), onnxruntime.open_backend(device="cpu", threads=1)
+    engines = [Engine(bundle, backend, decoding=Decoding(drafts=drafts)) for drafts in (True, False)]
+    for prompt, expected in zip(reference.prompts, reference.ids, strict=True):
+        assert [engine.write(prompt).ids for engine in engines] == [expected, expected]
+
+
+def test_a_rare_sentence_is_left_out(bare: Bundle, checkpoint: Checkpoint, reference: Reference) -> None:
+    assert add_drafts(bare, checkpoint, reference, least=9) is None
+    assert not (bare.folder / "drafts").exists()
+
+
+def test_an_older_checkpoint_gives_a_bundle_without_drafts(
+    bare: Bundle, checkpoint: Checkpoint, reference: Reference, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(checkpoint.folder, older, ignore=shutil.ignore_patterns("reports.safetensors"))
+    caplog.set_level("INFO", "trrg_export")
+    assert add_drafts(bare, dataclasses.replace(checkpoint, folder=older), reference, least=1) is None
+    assert "older trrg-train" in caplog.text
+
+
+def test_the_margin_covers_what_was_measured(fp32_bundle: Path, reference: Reference) -> None:
+    bundle = Bundle.load(fp32_bundle)
+    decoder = open_decoder(onnxruntime.open_backend(device="cpu", threads=1), bundle)
+    change = largest_change(decoder, bundle.token_embedding(), reference)
+    assert bundle.manifest.drafts
+    assert 0 < change < bundle.manifest.drafts.near_tie
+
+
+def test_sentence_ends_are_read_from_the_tokenizer(checkpoint: Checkpoint) -> None:
+    ends = sentence_ends(checkpoint.tokenizer)
+    assert 2 in ends
+    assert checkpoint.tokenizer.token_to_id(".") in ends
+    assert checkpoint.tokenizer.token_to_id("a") not in ends
+
+
+def test_a_checkpoint_keeps_the_tokens_of_its_reports(checkpoint: Checkpoint) -> None:
+    reports = checkpoint.train_reports()
+    assert reports
+    assert len(reports) == 3
+    assert {report[-1] for report in reports} == {2}
+    assert checkpoint.tokenizer.decode(reports[0][:-1]).strip() == "FINDINGS: The lungs are clear."
+
+
+def test_options() -> None:
+    parser = build_parser()
+    for words, expected in (([], 2), (["--no-drafts"], None), (["--draft-reports", "5"], 5)):
+        arguments = parser.parse_args(["checkpoint", "--out", "bundle", *words])
+        assert _options(arguments, "fp32").draft_reports == expected
+    with pytest.raises(UsageError, match="draft-reports"):
+        ExportOptions(draft_reports=0)

@@ -1,0 +1,406 @@
+"""``report_many`` says what ``report`` says, in order, and takes no more ahead than it promises."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import trrg_sdk.reporter
+from tests.sdk.chest_dicom import chest_bytes, chest_pixels
+from trrg_sdk import Bundle, DeviceError, DicomError, InputError, Outcome, RefusedError, Report, Reporter, UsageError
+from trrg_sdk.backends import open_backend, open_decoder
+from trrg_sdk.backends.batch import Batchable, BatchDecoder
+from trrg_sdk.decoding import batch as batching
+from trrg_sdk.decoding.batch import BatchWriter, Finished, choose, near_tie
+from trrg_sdk.decoding.choice import NEAR_TIE
+from trrg_sdk.decoding.greedy import Generation, generate
+from trrg_sdk.decoding.rules import Rules
+from trrg_sdk.engine import Engine
+
+TINY = Path(__file__).parent / "tiny_bundle"
+
+
+def image(seed: int) -> NDArray[np.float32]:
+    """A chest with noise and another exposure for every seed."""
+    noise = np.random.default_rng(seed)
+    chest = chest_pixels().astype(np.float32)
+    chest = chest / chest.max()
+    rough = noise.random(chest.shape, np.float32)
+    return np.asarray(chest ** noise.uniform(0.6, 1.6) + 0.15 * noise.random() * rough, np.float32)
+
+
+def mixture(count: int, *, seed: int) -> list[Any]:
+    """Images with refusals and files that cannot be read at random places."""
+    dice = random.Random(seed)
+    broken: list[Any] = [b"no image", chest_bytes(BodyPartExamined="FOOT"), chest_bytes(PixelData=None)]
+    return [dice.choice(broken) if dice.random() < 0.2 else image(seed * 1000 + number) for number in range(count)]
+
+
+def said(outcome: Outcome) -> tuple[object, ...]:
+    """All of an outcome but the timings, and the log-probabilities: those agree to rounding."""
+    if outcome.report is None:
+        assert outcome.error is not None
+        return outcome.index, type(outcome.error), outcome.error.code, str(outcome.error)
+    return outcome.index, *said_report(outcome.report)
+
+
+def said_report(report: Report) -> tuple[object, ...]:
+    sentences = [(one.text, one.section, one.labels, one.verdict, one.evidence) for one in report.sentences]
+    return report.text, report.clues, sentences, report.omissions, report.gate, report.images, report.generation
+
+
+def test_log_probabilities_agree_to_rounding(embedded: Reporter) -> None:
+    for outcome in embedded.report_many([image(number) for number in range(10)]):
+        assert outcome.report is not None
+        alone = embedded.report(image(outcome.index))
+        np.testing.assert_allclose(
+            [one.logprob for one in outcome.report.sentences], [one.logprob for one in alone.sentences], atol=0.02
+        )
+
+
+def one_by_one(reporter: Reporter, sources: Sequence[Any]) -> list[tuple[object, ...]]:
+    answers: list[tuple[object, ...]] = []
+    for index, source in enumerate(sources):
+        try:
+            answers.append((index, *said_report(reporter.report(source))))
+        except InputError as error:
+            answers.append((index, type(error), error.code, str(error)))
+    return answers
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Reporter:
+    return Reporter(TINY, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Reporter:
+    return Reporter(device="cpu")
+
+
+@pytest.mark.parametrize("bundle", [TINY, None], ids=["tiny", "embedded"])
+def test_the_reports_are_those_written_alone(bundle: Path | None) -> None:
+    reporter, sources = Reporter(bundle, device="cpu"), mixture(70, seed=3)
+    expected = one_by_one(reporter, sources)
+    for batch_size, workers in ((8, 2), (3, 4)):
+        made = [said(outcome) for outcome in reporter.report_many(sources, batch_size=batch_size, workers=workers)]
+        assert made == expected
+    errors = {answer[1] for answer in expected if isinstance(answer[1], type)}
+    assert errors >= {DicomError, RefusedError}
+    texts = [answer[1] for answer in expected if isinstance(answer[1], str)]
+    assert len(texts) > (40 if bundle is None else 10)  # the tiny bundle's random weights often write nothing
+
+
+def test_embedded_reports_differ_in_length_so_that_texts_leave_and_enter(embedded: Reporter) -> None:
+    lengths = {embedded.report(image(number)).generation.tokens for number in range(12)}
+    assert len(lengths) > 1
+
+
+def test_forced_clues_hold_for_every_study(embedded: Reporter) -> None:
+    forced = {"Pleural Effusion": 0.97}
+    for size in (1, 4):
+        outcomes = list(embedded.report_many([image(1), image(2)], clue_scores=forced, batch_size=size))
+        assert all(outcome.report and outcome.report.clues["Pleural Effusion"].forced for outcome in outcomes)
+
+
+@pytest.mark.parametrize("option", [{"batch_size": 0}, {"workers": 0}, {"clue_scores": {"effusion": 0.5}}])
+def test_options_that_make_no_sense_are_told_before_a_source_is_taken(tiny: Reporter, option: dict[str, Any]) -> None:
+    def untouched() -> Iterator[bytes]:
+        raise AssertionError("a source was taken")
+        yield b""
+
+    with pytest.raises(UsageError):
+        tiny.report_many(untouched(), **option)
+
+
+def test_an_endless_iterator_is_taken_no_further_than_stated_and_closing_ends_the_threads(tiny: Reporter) -> None:
+    taken = itertools.count()
+    furthest = -1
+
+    def endless() -> Iterator[NDArray[np.float32]]:
+        nonlocal furthest
+        for furthest in taken:
+            yield image(furthest % 5)
+
+    outcomes = tiny.report_many(endless(), batch_size=3, workers=2)
+    assert furthest == -1
+    for expected in range(12):
+        assert next(outcomes).index == expected
+        assert furthest - expected < 2 * (3 + 2), "more sources are on their way than stated"
+    assert any(thread.name.startswith("trrg-many") for thread in threading.enumerate())
+    outcomes.close()  # type: ignore[attr-defined]  # a generator, typed as an iterator
+    assert not any(thread.name.startswith("trrg-many") for thread in threading.enumerate())
+
+
+def test_an_error_of_the_sources_comes_after_the_outcomes_before_it(embedded: Reporter) -> None:
+    def failing() -> Iterator[Any]:
+        yield image(0)
+        yield b"no image"
+        raise ConnectionError("the archive is gone")
+
+    outcomes = embedded.report_many(failing())
+    assert [next(outcomes).report is None, next(outcomes).report is None] == [False, True]
+    with pytest.raises(ConnectionError):
+        next(outcomes)
+
+
+def test_another_error_is_raised_in_its_place(tiny: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trrg_sdk.dicom import load
+
+    def broken(source: Any) -> Any:
+        if isinstance(source, bytes):
+            raise ZeroDivisionError
+        time.sleep(0.02)  # the bug is found before the studies in front of it are read
+        return load(source)
+
+    monkeypatch.setattr("trrg_sdk.reporter.load", broken)
+    outcomes = tiny.report_many([image(0), image(1), b"bug", image(2)])
+    assert [next(outcomes).index, next(outcomes).index] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(outcomes)
+    assert not any(thread.name.startswith("trrg-many") for thread in threading.enumerate())
+
+
+def test_a_decoder_of_one_text_writes_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    reporter, sources = Reporter(TINY, device="cpu"), mixture(12, seed=5)
+    expected = one_by_one(reporter, sources)
+    monkeypatch.setattr("trrg_sdk.backends.ort_decoder.OrtDecoder.batch", lambda *_: None)
+    assert [said(outcome) for outcome in reporter.report_many(sources)] == expected
+
+
+def test_texts_of_a_batch_that_fails_are_written_alone_and_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reporter, sources = Reporter(TINY, device="cpu"), mixture(20, seed=7)
+    expected = one_by_one(reporter, sources)
+    steps = itertools.count()
+
+    def failing(self: BatchWriter) -> list[Finished]:
+        if next(steps) == 5:
+            raise DeviceError("no memory is left")
+        return advance(self)
+
+    advance = BatchWriter.advance
+    monkeypatch.setattr(BatchWriter, "advance", failing)
+    assert [said(outcome) for outcome in reporter.report_many(sources)] == expected
+    assert "no memory is left" in caplog.text
+    assert next(steps) == 6
+
+
+def test_a_prompt_that_fails_is_raised_in_its_place(embedded: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Engine.write
+
+    def refuse(*_: Any) -> None:
+        raise DeviceError("a logit is no number")
+
+    def third(*arguments: Any, **options: Any) -> Generation:
+        if next(calls) == 2:
+            raise DeviceError("a logit is no number")
+        return write(*arguments, **options)
+
+    calls = itertools.count()
+    monkeypatch.setattr(BatchWriter, "admit", refuse)
+    monkeypatch.setattr(Engine, "write", third)
+    outcomes = embedded.report_many([image(number) for number in range(6)], workers=1)
+    assert [next(outcomes).index, next(outcomes).index] == [0, 1]
+    with pytest.raises(DeviceError, match="no number"):
+        next(outcomes)
+
+
+def test_near_ties_are_written_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    reporter, sources = Reporter(TINY, device="cpu"), mixture(20, seed=6)
+    expected = one_by_one(reporter, sources)
+    alone = 0
+    write = Engine.write
+
+    def counted(*arguments: Any, **options: Any) -> Generation:
+        nonlocal alone
+        alone += 1
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(Engine, "write", counted)
+    monkeypatch.setattr("trrg_sdk.engine.near_tie", lambda *_: float("inf"))
+    assert [said(outcome) for outcome in reporter.report_many(sources)] == expected
+    assert alone == sum(answer[1] not in (DicomError, RefusedError) for answer in expected)
+
+
+class Script(NamedTuple):
+    """A made-up decoder of several texts: text i writes its own tokens, with a lead of its own at each place."""
+
+    texts: Sequence[Sequence[int]]
+    leads: dict[tuple[int, int], float]
+    slots: int = 2
+    noise: float = 0.0
+
+    def open(self) -> FakeBatch:
+        return FakeBatch(self)
+
+
+class FakeBatch:
+    def __init__(self, script: Script) -> None:
+        self.slots = script.slots
+        self._script = script
+        self._state: list[list[int]] = [[0, 0] for _ in range(script.slots)]  # which text, and how far it is written
+        self.widths: list[int] = []
+
+    def free(self, slot: int) -> int:
+        return 50 - self._state[slot][1]
+
+    def prefill(self, slot: int, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
+        self._state[slot] = [int(embeds[0, 0]), 0]
+        return self._row(slot)
+
+    def step(self, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
+        self.widths.append(len(embeds))
+        for slot, embed in enumerate(embeds):
+            text, written = self._state[slot]
+            assert embed[0] == self._script.texts[text][written], "the token of another text was read"
+            self._state[slot][1] += 1
+        return np.stack([self._row(slot) for slot in range(len(embeds))]) + np.float32(
+            self._script.noise * (len(embeds) > 1)
+        )
+
+    def move(self, source: int, target: int) -> None:
+        self._state[target] = list(self._state[source])
+
+    def _row(self, slot: int) -> NDArray[np.float32]:
+        text, written = self._state[slot]
+        row = np.zeros(10, np.float32)
+        row[self._script.texts[text][written]] = self._script.leads.get((text, written), 5.0)
+        return row
+
+
+def write_all(script: Script) -> tuple[dict[int, Finished], FakeBatch]:
+    decoder = script.open()
+    table = np.arange(10, dtype=np.float32)[:, None]
+    writer = BatchWriter(decoder, table, Rules(9, 8), near_tie=0.5)
+    waiting = list(range(len(script.texts)))
+    finished: dict[int, Finished] = {}
+    while waiting or writer.active:
+        while waiting and writer.room:
+            key = waiting.pop(0)
+            writer.admit(key, np.asarray([[key]], np.float32))
+        finished.update({one.key: one for one in writer.advance()})
+    return finished, decoder
+
+
+def test_a_finished_text_leaves_and_the_next_enters() -> None:
+    texts = [[1, 2, 3, 4, 5, 9], [6, 9], [7, 8, 9], [9], [3] * 8 + [9], [4] * 20]
+    finished, decoder = write_all(Script(texts, {}))
+    ids = [finished[key].generation.ids for key in range(6)]  # type: ignore[union-attr]  # none was written alone
+    assert ids == [(1, 2, 3, 4, 5), (6,), (7, 8), (), (3,) * 8, (4,) * 8]
+    stopped = [finished[key].generation.stopped for key in range(6)]  # type: ignore[union-attr]  # as above
+    assert stopped == ["eos"] * 5 + ["length"]
+    assert decoder.widths.count(2) > decoder.widths.count(1)
+
+
+@pytest.mark.parametrize("lead", [0.4, 0.0, float("nan"), float("inf")])
+def test_a_lead_that_is_not_trusted_gives_the_text_back(lead: float) -> None:
+    finished, _ = write_all(Script([[1, 2, 9], [3, 4, 5, 9], [6, 9]], {(1, 2): lead}))
+    assert [finished[key].generation is None for key in range(3)] == [False, True, False]
+
+
+def test_a_near_tie_of_the_prompt_is_trusted_because_it_is_read_alone() -> None:
+    finished, _ = write_all(Script([[1, 2, 9], [3, 9]], {(1, 0): 0.1}))
+    assert [finished[key].generation is None for key in range(2)] == [False, False]
+
+
+def test_the_choice_of_many_rows_is_that_of_each() -> None:
+    rows = np.random.default_rng(0).normal(size=(5, 300)).astype(np.float32) * 4
+    chosen = choose(rows.copy())
+    for row, token, logprob, lead in zip(rows, chosen.tokens, chosen.logprobs, chosen.leads, strict=True):
+        assert token == row.argmax()
+        assert logprob == batching.likeliest(row).logprob
+        assert lead == np.sort(row)[-1] - np.sort(row)[-2]
+
+
+def opened(slots: int) -> tuple[Bundle, BatchDecoder]:
+    bundle = Bundle.load(TINY)
+    decoder = open_decoder(open_backend(device="cpu", threads=1), bundle)
+    assert isinstance(decoder, Batchable)
+    made = decoder.batch(slots)
+    assert made is not None
+    return bundle, made
+
+
+def test_texts_of_different_lengths_grow_together_as_alone() -> None:
+    bundle, decoder = opened(4)
+    table, dice = np.asarray(bundle.token_embedding(), np.float32), np.random.default_rng(1)
+    rules = Rules(bundle.manifest.tokenizer.eos_token_id, 40)
+    prompts = [table[dice.integers(0, len(table), length)] for length in dice.integers(1, 110, 25)]
+    alone = open_decoder(open_backend(device="cpu", threads=1), bundle)
+    expected = [generate(alone, prompt, table, eos=rules.eos, max_new_tokens=40) for prompt in prompts]
+    writer = BatchWriter(decoder, table, rules, near_tie=NEAR_TIE["fp32"])
+    waiting, got = list(enumerate(prompts)), {}
+    while waiting or writer.active:
+        while waiting and writer.room:
+            writer.admit(*waiting.pop(0))
+        got.update({one.key: one.generation for one in writer.advance()})
+    trusted = [key for key in got if got[key] is not None]
+    assert len(trusted) > 20
+    for key in trusted:
+        made = got[key]
+        assert made is not None
+        assert (made.ids, made.stopped) == (expected[key].ids, expected[key].stopped)
+        np.testing.assert_allclose(made.logprobs, expected[key].logprobs, atol=1e-4)
+    assert {one.stopped for one in expected} >= {"length"}
+    assert len({len(one.ids) for one in expected}) > 1, "the full buffer ends long prompts earlier"
+
+
+def test_wrong_shapes_and_full_slots_are_refused() -> None:
+    bundle, decoder = opened(2)
+    width, room = bundle.manifest.decoder.hidden_size, bundle.manifest.decoder.max_length
+    for wrong in (np.zeros((room + 1, width)), np.zeros((0, width)), np.zeros((3, width + 1))):
+        with pytest.raises(UsageError):
+            decoder.prefill(0, wrong)
+    with pytest.raises(UsageError):
+        decoder.step(np.zeros((3, width)))
+    decoder.prefill(0, np.zeros((room, width)))
+    assert decoder.free(0) == 0
+    with pytest.raises(UsageError, match="no position is free"):
+        decoder.step(np.zeros((1, width)))
+
+
+def test_rows_that_round_differently_together_need_a_larger_lead() -> None:
+    table = np.zeros((10, 1), np.float32)
+    quiet, noisy = Script([[0] * 99], {}), Script([[0] * 99], {}, noise=1e-6)
+    assert near_tie(quiet.open(), table, "int8") == NEAR_TIE["fp32"]
+    assert near_tie(noisy.open(), table, "int8") == NEAR_TIE["int8"]
+    assert near_tie(noisy.open(), table, "bf16") == float("inf"), "a precision that was never measured is not trusted"
+
+
+def test_two_studies_are_read_at_once(embedded: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits for the other."""
+    barrier = threading.Barrier(2, timeout=30)
+    load = trrg_sdk.reporter.load
+
+    def together(source: Any) -> Any:
+        barrier.wait()
+        return load(source)
+
+    monkeypatch.setattr("trrg_sdk.reporter.load", together)
+    made = embedded.report_many([image(number) for number in range(6)], workers=2)
+    assert [outcome.index for outcome in made if outcome.report] == list(range(6))
+
+
+def test_report_and_report_many_may_run_at_once(tiny: Reporter) -> None:
+    sources = [image(number) for number in range(8)]
+    expected = one_by_one(tiny, sources)
+
+    def run(turn: int) -> list[tuple[object, ...]]:
+        if turn % 2:
+            return one_by_one(tiny, sources)
+        return [said(outcome) for outcome in tiny.report_many(sources)]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(answers == expected for answers in pool.map(run, range(4)))

@@ -1,0 +1,161 @@
+"""How long a draft should be: what guesses of this kind were worth so far, and what a longer pass costs here.
+
+Nothing is known beforehand about a device, so both are learnt from the passes of the text itself. The time that
+drafts cost more than they gave stands in an account; while it is overdrawn nothing is drafted, and one pass in each
+thirty pays it back, so that drafts which are no use cost about three percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trrg_sdk.decoding.greedy import Pass
+
+LONGEST = 16
+_SHARE = 0.03  # of the time without drafts that drafts may cost
+_DEBT = 20.0  # passes of one position that drafts may have cost more than they gave, beyond that share
+_CREDIT = 60.0  # the most of them that past gains may pay for
+_DISTURBED = 1.5  # times what was expected; what takes longer was disturbed
+_STEP = 0.02  # by which the median follows
+_PLAIN_FIRST = 3  # passes of one position that are timed before the first draft
+_CLASSES = 6
+_MEMORY = 60.0  # guesses of a class that count
+_PROBE = 30  # passes without a draft after which a short one is read to see whether that is still no use
+_PROBED = 3  # its tokens
+_SLOPE = 0.15  # of a pass of one position, for each more: what is believed before it is measured
+
+
+class Acceptance:
+    """How often guesses of each confidence turn out right."""
+
+    def __init__(self) -> None:
+        """Believe that a guess is about as good as it says, with the weight of ten guesses."""
+        self._right = [10.0 * (0.2 + 0.7 * number / (_CLASSES - 1)) for number in range(_CLASSES)]
+        self._seen = [10.0] * _CLASSES
+
+    @staticmethod
+    def _class(confidence: float) -> int:
+        return min(_CLASSES - 1, int(confidence * (_CLASSES - 1) + 1e-9))
+
+    def chance(self, confidence: float) -> float:
+        """Return how likely a guess of this confidence, 0 to 1, is right."""
+        kind = self._class(confidence)
+        return self._right[kind] / self._seen[kind]
+
+    def learn(self, confidence: float, *, right: bool) -> None:
+        """Count a guess."""
+        kind = self._class(confidence)
+        if self._seen[kind] >= _MEMORY:
+            self._right[kind] *= 1 - 1 / _MEMORY
+            self._seen[kind] *= 1 - 1 / _MEMORY
+        self._right[kind] += right
+        self._seen[kind] += 1
+
+
+class Costs:
+    """What passes and drafts cost, in passes over one position.
+
+    Other work of the machine makes a pass a hundred times longer now and then, or all of them twice as long: so the
+    unit is the median of single passes as it follows, and nothing counts more than a little above what was expected.
+
+    Attributes:
+        single: Seconds of a pass over one position, 0 before it is known.
+        drafting: Cost of making a draft.
+    """
+
+    def __init__(self) -> None:
+        """Know nothing."""
+        self.single = 0.0
+        self.drafting = 0.25
+        self._first: list[float] = []
+        self._sums = [0.0] * 5  # weight, widths, their squares, costs, widths times costs
+
+    @property
+    def known(self) -> bool:
+        """Whether single passes were timed."""
+        return self.single > 0
+
+    def learn(self, width: int, seconds: float) -> None:
+        """Count a pass; one of 0 seconds was not timed."""
+        if seconds == 0:
+            return
+        if width == 1 and not self.known:
+            self._first.append(seconds)
+            self.single = min(self._first) if len(self._first) == _PLAIN_FIRST else 0.0
+        elif width == 1:
+            self.single *= 1 + _STEP if seconds > self.single else 1 - _STEP
+        elif self.known:
+            cost = min(seconds / self.single, _DISTURBED * self.of(width))
+            self._sums = [0.98 * old + new for old, new in zip(self._sums, _point(width, cost), strict=True)]
+
+    def learn_drafting(self, seconds: float) -> None:
+        """Count a draft."""
+        if self.known:
+            self.drafting += (min(seconds / self.single, _DISTURBED * self.drafting) - self.drafting) / 10
+
+    def of(self, width: int) -> float:
+        """Return what a pass is expected to cost: 1 for one position, on a line through what was seen for more."""
+        if width == 1:
+            return 1.0
+        # Two passes that nobody made, of 2 and of LONGEST positions, hold the line until there are more.
+        believed = [_point(near, 1 + _SLOPE * (near - 1)) for near in (2, LONGEST)]
+        weight, widths, squares, costs, products = map(sum, zip(self._sums, *believed, strict=True))
+        slope = max(0.0, (weight * products - widths * costs) / (weight * squares - widths * widths))
+        return max(1.0, costs / weight + slope * (width - widths / weight))
+
+
+def _point(width: int, cost: float) -> tuple[float, float, float, float, float]:
+    return 1.0, width, width * width, cost, width * cost
+
+
+class Pace:
+    """Decides how much of a draft is read."""
+
+    def __init__(self) -> None:
+        """Begin with what is believed before anything was measured."""
+        self.costs = Costs()
+        self.acceptance = Acceptance()
+        self._lost = 0.0  # single passes that drafts cost more than they gave
+        self._idle = 0  # passes since the last draft
+
+    @property
+    def open(self) -> bool:
+        """Whether a draft may be made now."""
+        return self.costs.known and self._lost <= _DEBT
+
+    def length(self, confidences: Sequence[float]) -> int:
+        """Return how many tokens of a draft to read, 0 for none.
+
+        Args:
+            confidences: Of its tokens, 0 to 1, in order.
+        """
+        best, length = 1.02, 0  # tokens in the time of a single pass; below that it is not worth the trouble
+        expected, chance = 1.0, 1.0
+        for count, confidence in enumerate(confidences[:LONGEST], start=1):
+            chance *= self.acceptance.chance(confidence)
+            expected += chance
+            if (gain := expected / self.costs.of(count + 1)) > best:
+                best, length = gain, count
+        return length or (min(len(confidences), _PROBED) if self._idle >= _PROBE else 0)
+
+    def learn(self, outcome: Pass, confidences: Sequence[float], *, looked: bool) -> None:
+        """Count a pass.
+
+        Args:
+            outcome: What came of it.
+            confidences: Of the tokens of its draft that were read; empty without a draft.
+            looked: Whether a draft was looked for.
+        """
+        self.costs.learn(outcome.width, outcome.seconds)
+        if outcome.width == 1 and not looked and not outcome.settling:  # nothing was drafted: no work either
+            self._idle += 1
+            self._lost = max(self._lost - _SHARE, -_CREDIT)
+            return
+        self._idle = 0 if confidences else self._idle + 1
+        accepted = outcome.written - 1
+        for place, confidence in enumerate(confidences[: accepted + 1]):
+            self.acceptance.learn(confidence, right=place < accepted)
+        if looked:
+            self.costs.learn_drafting(outcome.drafting)
+        spent = self.costs.of(outcome.width) + outcome.settling + looked * self.costs.drafting
+        self._lost = max(self._lost + spent - (1 + _SHARE) * outcome.written, -_CREDIT)

@@ -1,0 +1,26 @@
+"""How long the steps of a report took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stopwatch:
+    """Wall-clock milliseconds of each step.
+
+    Attributes:
+        timings_ms: Step → milliseconds.
+    """
+
+    def __init__(self) -> None:
+        """Nothing was measured yet."""
+        self.timings_ms: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Measure what runs inside."""
+        start = time.perf_counter()
+        yield
+        self.timings_ms[name] = round((time.perf_counter() - start) * 1e3, 3)
