@@ -28,6 +28,18 @@ _UID = re.compile(r"[0-9.]{1,64}")  # PS3.5 6.2, VR UI
 _LOGGERS = tuple(map(logging.getLogger, ("pydicom", "highdicom")))
 
 
+def _import_pydicom() -> None:
+    """Load pydicom whole, in one thread while the others wait.
+
+    Its modules import each other in a circle, so threads that begin at different ones meet half of a module: an
+    ``ImportError``, which would look like a damaged file.
+    """
+    import pydicom.encaps
+    import pydicom.filereader
+    import pydicom.pixels.decoders.base
+    import pydicom.uid  # noqa: F401
+
+
 class _Silence:
     """Counts who is inside, so that threads that overlap restore the filters once and in order."""
 
@@ -40,6 +52,7 @@ class _Silence:
     def enter(self) -> None:
         """Keep the libraries' warnings off the screen, out of the logs and from becoming errors."""
         with self._lock:
+            _import_pydicom()
             if self._inside == 0:
                 self._filters = warnings.catch_warnings()
                 self._filters.__enter__()

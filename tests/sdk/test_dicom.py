@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -244,3 +246,13 @@ def test_choice_of_the_frontal_view() -> None:
     with pytest.raises(InputError) as caught:
         pick_frontal([Radiograph(pixels=small.pixels, view_position="LATERAL")])
     assert caught.value.code == "no_frontal"
+
+
+def test_pydicom_is_whole_before_threads_read() -> None:
+    """Threads that import its modules at once meet half of one: a good file was called damaged."""
+    inside = "sorted(name for name in sys.modules if name in names)"
+    names = ["pydicom.encaps", "pydicom.filereader", "pydicom.pixels.decoders.base", "pydicom.uid"]
+    code = f"import sys; from trrg_sdk.dicom_tags import quiet; names = {names}; print({inside})\n"
+    code += f"with quiet(): print({inside})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", str(names)]
