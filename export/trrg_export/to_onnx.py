@@ -281,7 +281,10 @@ def _example(spec: TensorSpec, sizes: Mapping[str, int] = _EXAMPLE) -> Tensor:
         return torch.ones(shape, dtype=torch.int64)
     if spec.name in ("clue_threshold", "clue_override"):
         return torch.rand(shape) * 0.8 + 0.1  # probabilities
-    return torch.nn.functional.normalize(torch.randn(shape), dim=-1) if "joint" in spec.name else torch.randn(shape)
+    values = torch.randn(shape)
+    if "joint" in spec.name or spec.name in ("clue_positive", "clue_negative"):  # of unit norm wherever they come from
+        return torch.nn.functional.normalize(values, dim=-1)
+    return values
 
 
 def _use_exportable_attention(module: nn.Module) -> None:
