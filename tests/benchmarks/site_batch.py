@@ -88,7 +88,7 @@ def _fill(tree: Tree, out: Path, formats: str) -> None:
     ledger.remember(entries)
     clues = {f"clue {number}": 0.5 for number in range(14)}
     rows = []
-    for study in group(files, entries, left_out=Counter()):
+    for study in group(files, entries, left_out=Counter(), accept=frozenset()):
         row = Row(study.key, study.quick(), "m", formats, "done", "", "", clues, "2026-01-01T00:00:00.000+00:00")
         rows.append((study.key, row.content, row.quick, "m", formats, "done", "", "", json.dumps(clues), row.finished))
     ledger._commit([("INSERT INTO studies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)])

@@ -260,7 +260,7 @@ def test_the_decoder_is_onnxruntimes(bundle: Bundle, opened: backend.OpenVinoBac
 def test_senseless_arguments() -> None:
     with pytest.raises(UsageError, match="tpu"):
         backend.open_backend(device="tpu")
-    with pytest.raises(UsageError, match=r"auto, cpu, cuda or openvino.*tpu"):
+    with pytest.raises(UsageError, match=r"auto, cpu, cuda, openvino, tensorrt or tensorrt-rtx.*tpu"):
         open_backend(device="tpu")
     with pytest.raises(UsageError, match="threads"):
         backend.open_backend(threads=0)

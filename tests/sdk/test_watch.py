@@ -83,13 +83,13 @@ def test_the_bell_waits_for_an_event_a_stop_or_the_time() -> None:
 
 
 def test_the_second_signal_interrupts() -> None:
-    stop = Stop()
+    before, stop = signal.getsignal(signal.SIGINT), Stop()
     with stop.on_signals():
         signal.raise_signal(signal.SIGINT)
         assert stop()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_lines_say_rate_counts_and_time_left() -> None:

@@ -63,7 +63,10 @@ def test_the_receiver_is_for_this_machine_unless_told_otherwise(tmp_path: Path) 
         (f"{MINIMAL}formats = [1]\n", "outputs.formats[0]: expected a text, got 1"),
         (f"{MINIMAL}fromats = []\n", "outputs.fromats: unknown key; did you mean formats?"),
         (f"{MINIMAL}[xyz]\n", "xyz: unknown key; known here: limits, model, nodes, outputs, queue, receive, watch"),
-        (f'{MINIMAL}[model]\ndevice = "gpu"\n', "model.device: expected one of auto, cpu, cuda, openvino, got 'gpu'"),
+        (
+            f'{MINIMAL}[model]\ndevice = "gpu"\n',
+            "model.device: expected one of auto, cpu, cuda, openvino, tensorrt, tensorrt-rtx, got 'gpu'",
+        ),
         (f"{MINIMAL}[model]\nthreads = 0\n", "model.threads: expected 1 to 1024, got 0"),
         (f"{MINIMAL}[model]\nthreads = true\n", "model.threads: expected a whole number, got True"),
         (f"{MINIMAL}[limits]\nobject_mib = 1.5\n", "limits.object_mib: expected a whole number, got 1.5"),
@@ -85,6 +88,12 @@ def test_the_receiver_is_for_this_machine_unless_told_otherwise(tmp_path: Path) 
 )
 def test_each_problem_is_named(tmp_path: Path, text: str, expected: str) -> None:
     assert problems(tmp_path, text) == [expected]
+
+
+def test_codes_of_the_gate_are_checked_when_the_file_is_read(tmp_path: Path) -> None:
+    assert read(tmp_path, f'{MINIMAL}[watch]\naccept = ["wrong_body_part"]\n').watch.accept == ("wrong_body_part",)
+    (problem,) = problems(tmp_path, f'{MINIMAL}[watch]\naccept = ["wrong_knee"]\n')
+    assert problem.startswith("watch: accept: there is no code 'wrong_knee'; these can be overridden: ")
 
 
 def test_all_problems_are_named_at_once(tmp_path: Path) -> None:

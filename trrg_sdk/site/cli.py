@@ -27,6 +27,7 @@ _WATCH_DEFAULTS = {
     "settle": 5.0,
     "rescan": 60.0,
     "deidentify": None,
+    "accept": [],
 }
 """What ``trrg watch`` does when it is not told; ``--site`` tells it everything, so nothing else may."""
 
@@ -45,7 +46,7 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
             "--out", required=parser is batch, metavar="DIR", help="reports, index.html, summary.csv, the ledger"
         )
         parser.add_argument("--bundle", metavar="DIR", help="the model to use (default: the embedded one)")
-        parser.add_argument("--device", default="auto", metavar="D", help="auto (the default), cpu, cuda or openvino")
+        parser.add_argument("--device", default="auto", metavar="D", help="as of trrg report (default: auto)")
         parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: the physical cores)")
         parser.add_argument("--workers", type=_positive, default=4, metavar="N", help="threads that read (default: 4)")
         parser.add_argument("--format", default="text", metavar="F[,F]", help="as of trrg report (default: text)")

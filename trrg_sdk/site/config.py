@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from trrg_sdk.errors import UsageError
+from trrg_sdk.gate_codes import accepted
 from trrg_sdk.site.strict_toml import Between, Matches, OneOf, read_toml
 
 # PS3.5 6.2, VR AE, and narrower: no blank, so that a log line and a command line hold it without quotes.
@@ -25,12 +27,12 @@ class ModelConfig:
 
     Attributes:
         bundle: Its folder; the embedded one when it is left out.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"openvino"``.
+        device: As ``trrg report --device``.
         threads: Processor threads; the physical cores when it is left out.
     """
 
     bundle: Path | None = None
-    device: Annotated[str, OneOf(("auto", "cpu", "cuda", "openvino"))] = "auto"
+    device: Annotated[str, OneOf(("auto", "cpu", "cuda", "openvino", "tensorrt", "tensorrt-rtx"))] = "auto"
     threads: Annotated[int, Between(1, 1024)] | None = None
 
 
@@ -130,12 +132,21 @@ class WatchConfig:
         workers: Threads that read images.
         settle_s: Files that changed less than so many seconds ago are left alone.
         rescan_s: Look this often without any event of the file system too.
+        accept: Codes of the gate to override (``trrg_sdk.gate_codes``).
     """
 
     folder: Path | None = None
     workers: Annotated[int, Between(1, 64)] = 4
     settle_s: Annotated[float, Between(0, 86_400)] = 5.0
     rescan_s: Seconds = 60.0
+    accept: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a code that does not exist or can never be overridden."""
+        try:
+            accepted(self.accept)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,7 @@ def of_site(args: argparse.Namespace, defaults: Mapping[str, object]) -> tuple[a
         "settle": site.watch.settle_s,
         "rescan": site.watch.rescan_s,
         "deidentify": site.outputs.deidentify_key,
+        "accept": list(site.watch.accept),
     }
     return argparse.Namespace(**vars(args) | said), _filed(site)
 
