@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trrg_sdk.site.batch import Tally
     from trrg_sdk.site.job import Job
 
-_WATCH_DEFAULTS = {
+_WATCH_DEFAULTS: dict[str, object] = {
     "folder": None,
     "out": None,
     "bundle": None,
