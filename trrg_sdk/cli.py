@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from trrg_sdk.reporter import Reporter
 
 
+_CLOSED_PIPE = 141
+"""Exit code of a program whose reader went away, as a shell gives it for SIGPIPE."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Declare every option; nothing heavy is imported."""
     parser = argparse.ArgumentParser(
@@ -74,7 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "send": dicom_cli.send,
     }
     try:
-        return commands[args.command](args)
+        code = commands[args.command](args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says it once more at exit
+        return _CLOSED_PIPE
     except TrrgError as error:
         print(f"trrg: {error}", file=sys.stderr)
         return error.exit_code
