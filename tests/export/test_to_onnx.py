@@ -121,3 +121,9 @@ def _both(bundle: Path, plan: GraphPlan, sizes: dict[str, int]) -> tuple[dict[st
     expected = (expected,) if isinstance(expected, torch.Tensor) else expected
     got = open_backend(device="cpu").graph(bundle / "graphs" / f"{plan.name}.onnx").run(inputs)
     return got, {name: value.numpy() for name, value in zip(plan.outputs, expected, strict=True)}
+
+
+def test_example_embeddings_are_of_unit_norm_as_real_ones_are(planned: dict[str, GraphPlan]) -> None:
+    inputs = example_inputs(planned["fusion"], sizes={"batch": 2, "clues": 5}, seed=0)
+    for name in ("patch_joint", "global_joint", "clue_positive", "clue_negative"):
+        np.testing.assert_allclose(np.linalg.norm(inputs[name], axis=-1), 1.0, rtol=1e-5)

@@ -96,11 +96,6 @@ class Study:
         return state.digest()
 
 
-def name_of(uid: str) -> str:
-    """What the files of a study are called, by its Study Instance UID."""
-    return hashlib.sha256(uid.encode()).hexdigest()[:16]
-
-
 def read_entries(
     tree: Tree, files: Sequence[Found], known: Mapping[bytes, Entry], pool: Executor, stopped: Callable[[], bool]
 ) -> dict[bytes, Entry]:
