@@ -33,7 +33,7 @@ MAX_FUNCTION_LINES = 40
 # What a module of the runtime may import lies in its own row or in one above. A new module takes its place here.
 LAYERS = (
     {"errors", "report", "stopwatch", "version"},
-    {"bundle", "engines", "manifest", "processors", "signature", "strict_json", "summary"},
+    {"bundle", "engines", "gate_specs", "manifest", "processors", "signature", "strict_json", "summary"},
     {"context", "dicom", "dicom_header", "dicom_stream", "dicom_tags", "pixel_data", "pixels", "codestream"}
     | {"reading", "study"}
     | {"gate", "gate_codes", "photometry", "preprocess", "labeler", "label_rules", "sentences"},

@@ -60,7 +60,7 @@ class Radiograph:
         photometric_interpretation: (0028,0004); the pixels are already inverted when it is MONOCHROME1.
         window: What made the grey values: "voi_lut", "window" or "stored_range".
         frames: Always 1: more are refused.
-        patient_age_years: From (0010,1010).
+        patient_age_years: From (0010,1010), else from Patient's Birth Date and Study Date.
         notes: What had to be assumed, one sentence each.
         context: The patient's and the study's attributes; None for an array.
 
@@ -152,7 +152,7 @@ def pick_frontal(
 
     Args:
         radiographs: Images of one study; give those that the gate lets pass.
-        laterals: Take a lateral one where there is no other: the caller overrides the gate.
+        laterals: Take a lateral one where there is no other: the bundle knows them, or the caller overrides the gate.
 
     Returns:
         The chosen one, and every other with the reason why it was not.
@@ -165,7 +165,7 @@ def pick_frontal(
     if not ranked:
         raise InputError("the study holds no frontal chest image; send the PA or AP view", code="no_frontal")
     chosen = ranked[0]
-    return chosen, [(other, why_not(other, chosen)) for other in radiographs if other is not chosen]
+    return chosen, [(other, why_not(chosen)) for other in radiographs if other is not chosen]
 
 
 def is_lateral(radiograph: Radiograph) -> bool:
@@ -178,10 +178,8 @@ def rank(radiograph: Radiograph) -> int:
     return {"PA": 0, "AP": 1}.get(radiograph.view_position, 2)
 
 
-def why_not(other: Radiograph, chosen: Radiograph) -> GateReason:
-    """Say why an image of the study was not reported and ``chosen`` was."""
-    if is_lateral(other):
-        return GateReason("lateral_view", "The view is lateral; only frontal views are reported.", "None needed.")
+def why_not(chosen: Radiograph) -> GateReason:
+    """Say why an image of the study that the gate lets pass was not reported and ``chosen`` was."""
     return reason("other_frontal", better=chosen.view_position or "larger")
 
 

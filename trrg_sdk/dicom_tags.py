@@ -7,6 +7,7 @@ message of ours: an error names the element and says what was expected of it.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import logging
 import math
 import re
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 _CODE_STRING = re.compile(r"[A-Z0-9 _]{1,16}")  # PS3.5 6.2, VR CS
-_MONTHS = {"Y": 12.0, "M": 1.0, "W": 12 / 52.1775, "D": 12 / 365.2425}  # PS3.5 6.2, VR AS
+_AGE = re.compile(r"(\d{1,3})([YMWD])")  # PS3.5 6.2, VR AS, which asks for three digits
+_DAYS = {"Y": 365.2425, "M": 365.2425 / 12, "W": 7.0, "D": 1.0}
 _MAX_VALUE = 256 << 10  # bytes; a lookup table of 65,536 entries has half of it
 _MAX_SEQUENCE = 1 << 20
 _UID = re.compile(r"[0-9.]{1,64}")  # PS3.5 6.2, VR UI
@@ -184,11 +186,26 @@ def code(dataset: Dataset, keyword: str) -> str:
 
 
 def age_years(dataset: Dataset) -> float | None:
-    """Patient's Age in years; None when it is absent or malformed."""
-    text = code(dataset, "PatientAge")
-    if len(text) == 4 and text[:3].isdigit() and text[3] in _MONTHS:
-        return round(int(text[:3]) * _MONTHS[text[3]] / 12, 2)
-    return None
+    """Patient's Age in years, else the whole years from Patient's Birth Date to Study Date.
+
+    Returns:
+        Years, or None when neither is there in its form, or the study was before the birth.
+    """
+    if said := _AGE.fullmatch(code(dataset, "PatientAge")):
+        return round(int(said[1]) * _DAYS[said[2]] / _DAYS["Y"], 2)
+    born, made = date(dataset, "PatientBirthDate"), date(dataset, "StudyDate")
+    if born is None or made is None or made < born:
+        return None
+    return float(made.year - born.year - ((made.month, made.day) < (born.month, born.day)))
+
+
+def date(dataset: Dataset, keyword: str) -> datetime.date | None:
+    """One date; None when it is absent or malformed."""
+    digits = code(dataset, keyword)
+    try:
+        return datetime.datetime.strptime(digits, "%Y%m%d").date() if len(digits) == 8 else None
+    except ValueError:
+        return None
 
 
 def uid(dataset: Dataset, keyword: str) -> str:

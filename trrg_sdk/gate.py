@@ -11,6 +11,7 @@ from collections.abc import Set as AbstractSet
 
 from trrg_sdk.dicom import Radiograph, is_lateral
 from trrg_sdk.gate_codes import reason
+from trrg_sdk.gate_specs import ANYBODY, PopulationSpec
 from trrg_sdk.photometry import Look, look
 from trrg_sdk.report import GateReason
 
@@ -23,6 +24,7 @@ _DX_FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.1.1"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _CHEST = ("CHEST", "THORAX", "TORAX", "LUNG")
 _DECUBITUS = ("LLD", "RLD", "DECUBITUS")
+_SIDEWAYS = ("LATERAL", "LL", "RL")  # what "LL" among a bundle's views stands for; obliques are none of them
 
 # Limits of the image's own scores; what they cost and find is measured by tests/benchmarks/gate_photometry.py.
 _MAX_FLAT = 0.9
@@ -37,29 +39,37 @@ _MIN_POLARITY = 1.0
 _MIN_UPRIGHT = -0.5
 
 
-def check(radiograph: Radiograph, *, accept: AbstractSet[str] = frozenset()) -> tuple[GateReason, ...]:
+def check(
+    radiograph: Radiograph, *, population: PopulationSpec = ANYBODY, accept: AbstractSet[str] = frozenset()
+) -> tuple[GateReason, ...]:
     """Judge one image.
 
     Args:
         radiograph: As loaded. What its file does not say (an array says nothing) is left to the image itself.
+        population: Whom and what the bundle was trained on.
         accept: Codes that the caller overrides. Their reasons are found all the same; what is looked at only when
             nothing spoke against the image before is then looked at too.
 
     Returns:
         All reasons against reporting it, the most telling first; empty when it may be reported.
     """
-    reasons = [*declared(radiograph), *_size(radiograph)]
+    reasons = [*declared(radiograph, population=population), *_size(radiograph)]
     if _stands(reasons, accept):
         seen = look(radiograph.pixels)
         reasons += _emptiness(seen)
-        if _stands(reasons, accept):
+        if _stands(reasons, accept) and not is_wanted_lateral(radiograph, population):
             reasons += _shape(seen)
     return tuple(reasons)
 
 
-def declared(radiograph: Radiograph) -> tuple[GateReason, ...]:
+def declared(radiograph: Radiograph, *, population: PopulationSpec = ANYBODY) -> tuple[GateReason, ...]:
     """Judge what the file says of itself; the pixels need not be there."""
-    return (*_kind(radiograph), *_anatomy(radiograph))
+    return (*_kind(radiograph), *_anatomy(radiograph, population), *_age(radiograph, population))
+
+
+def is_wanted_lateral(radiograph: Radiograph, population: PopulationSpec) -> bool:
+    """Whether it is a lateral view of a kind that the bundle was trained on."""
+    return population.laterals and radiograph.view_position in _SIDEWAYS
 
 
 def judge(seen: Look) -> list[GateReason]:
@@ -84,17 +94,25 @@ def _kind(radiograph: Radiograph) -> list[GateReason]:
     return [] if known else [reason("wrong_object")]
 
 
-def _anatomy(radiograph: Radiograph) -> list[GateReason]:
+def _anatomy(radiograph: Radiograph, population: PopulationSpec) -> list[GateReason]:
     """Body part and view."""
     part, view = radiograph.body_part, radiograph.view_position
     reasons = []
     if part and not any(word in part for word in _CHEST):
         reasons.append(reason("wrong_body_part", part=part))
+    if is_wanted_lateral(radiograph, population):
+        return reasons
     if is_lateral(radiograph):
         reasons.append(reason("lateral_view", view=view))
-    elif view in _DECUBITUS:
-        reasons.append(reason("unsupported_view", view=view))
+    elif view in _DECUBITUS or (view in ("PA", "AP") and view not in population.views):
+        reasons.append(reason("unsupported_view", view=view, views=" and ".join(population.views)))
     return reasons
+
+
+def _age(radiograph: Radiograph, population: PopulationSpec) -> list[GateReason]:
+    """Old enough for the bundle, where the file says how old. The age itself is said nowhere: it is the patient's."""
+    age, least = radiograph.patient_age_years, population.minimum_age
+    return [] if age is None or least is None or age >= least else [reason("paediatric_age", least=least)]
 
 
 def _size(radiograph: Radiograph) -> list[GateReason]:

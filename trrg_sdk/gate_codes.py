@@ -67,8 +67,12 @@ REFUSALS: Mapping[str, Refusal] = MappingProxyType(
             "Send the PA or AP view.",
         ),
         "unsupported_view": Refusal(
-            "The view is {view} (lying on the side); only upright and supine frontal views are reported.",
-            "Send the PA or AP view.",
+            "The view is {view}; this bundle was trained on upright and supine {views} views only.",
+            "Send one of those views.",
+        ),
+        "paediatric_age": Refusal(
+            "The patient is younger than {least:g} years, the youngest whom this bundle was trained on.",
+            "Have it read without a draft; if the age in the file is wrong, correct Patient's Age (0010,1010).",
         ),
         # What the image itself shows (trrg_sdk.gate, trrg_sdk.photometry).
         "too_small": Refusal(
@@ -148,7 +152,7 @@ REFUSALS: Mapping[str, Refusal] = MappingProxyType(
         ),
         # Why another image of the study was taken.
         "other_frontal": Refusal(
-            "Another frontal image of the study ({better}) was reported.",
+            "Another image of the study ({better}) was reported.",
             "Report this image on its own if it is the one you want.",
             _NOT_THIS_ONE,
         ),

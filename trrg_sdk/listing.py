@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.errors import UsageError
+from trrg_sdk.gate_specs import DistanceSpec, PopulationSpec
 from trrg_sdk.manifest import SIGNATURE_FILE, Manifest, TargetSpec
 from trrg_sdk.signature import is_signed
 from trrg_sdk.summary import SUMMARY_FILE, Component, read_summary
@@ -113,12 +114,25 @@ def _facts(bundle: Bundle) -> Rows:
     signed = f"{SIGNATURE_FILE}, not checked here: trrg verify --key PUB" if is_signed(bundle) else "none"
     return [
         ("intended use", manifest.intended_use),
+        ("trained on", _population(manifest.population)),
+        ("gate", _distance(manifest.distance)),
         ("signature", signed),
         ("decoding", f"{manifest.decoding.strategy}, at most {manifest.decoding.max_new_tokens} tokens"),
         ("drafts", manifest.drafts.text if manifest.drafts else "none"),
         ("data", origin.data),
         ("made by", f"trrg-sdk {origin.sdk_version}, code {origin.code_version}, {_listed(origin.created_by)}"),
     ]
+
+
+def _population(population: PopulationSpec) -> str:
+    age = population.minimum_age
+    return f"{'any age' if age is None else f'{age:g} years and older'}; views {', '.join(population.views)}"
+
+
+def _distance(distance: DistanceSpec | None) -> str:
+    if distance is None:
+        return "images are not compared with the training films"
+    return f"images farther than {distance.threshold:.3g} from the training films are refused; {distance.fitted}"
 
 
 def _graphs(manifest: Manifest) -> Rows:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trrg_sdk.errors import BundleError
+from trrg_sdk.gate_specs import DistanceSpec, PopulationSpec
 from trrg_sdk.strict_json import from_plain, plain_text, strict_json
 
 SCHEMA_VERSION = 1
@@ -298,6 +299,8 @@ class Manifest:
     files: Mapping[str, FileSpec]
     graphs: Mapping[str, GraphSpec]
     preprocess: Mapping[str, object]
+    population: PopulationSpec
+    distance: DistanceSpec | None
     patch_grid: tuple[int, int]
     prompt: PromptSpec
     tokenizer: TokenizerSpec
@@ -356,7 +359,8 @@ class Manifest:
         arrays = (self.tokenizer.file, self.token_embedding.file, self.clue_bank.file)
         of_targets = (file for target in self.targets.values() for file in target.files())
         of_drafts = (array.file for array in self.drafts.arrays()) if self.drafts else ()
-        return (*(graph.file for graph in self.graphs.values()), *arrays, *of_drafts, *of_targets)
+        of_distance = (self.distance.file,) if self.distance else ()
+        return (*(graph.file for graph in self.graphs.values()), *arrays, *of_drafts, *of_distance, *of_targets)
 
     def to_json(self) -> str:
         """Return the text of ``manifest.json``; :func:`parse_manifest` reads it back to an equal manifest.

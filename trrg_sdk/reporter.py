@@ -128,7 +128,7 @@ class Reporter:
         override = self._engine.clues.override(clue_scores)
         watch = Stopwatch()
         with watch.step("total"):
-            selection = _choose(source, self.accept, watch)
+            selection = self._choose(source, watch)
             perception = self._perceive(selection.radiograph, override, watch)
             with watch.step("decode"):
                 generation = self._engine.write(perception.prompt, scores=perception.scores)
@@ -160,7 +160,7 @@ class Reporter:
         override = self._engine.clues.override(clue_scores)
         watch = Stopwatch()
         with watch.step("total"):
-            selection = _choose(source, self.accept, watch)
+            selection = self._choose(source, watch)
             perception = self._perceive(selection.radiograph, override, watch)
             with watch.step("decode"):
                 told, generation = yield from self._growing(perception, cancel)
@@ -234,7 +234,7 @@ class Reporter:
         """
         watch = Stopwatch()
         with watch.step("total"):
-            selection = _choose(source, self.accept, watch)
+            selection = self._choose(source, watch)
             perception = self._perceive(selection.radiograph, self._engine.clues.override(None), watch)
             with watch.step("decode"):
                 generation = self._engine.write(perception.prompt, scores=perception.scores)
@@ -289,7 +289,7 @@ class Reporter:
         """Read and perceive a source; the pixels are gone afterwards unless they are to be kept."""
         watch = Stopwatch()
         try:
-            selection = _choose(source, self.accept, watch)
+            selection = self._choose(source, watch)
         except InputError as error:
             return _bare(error)
         perception = self._perceive(selection.radiograph, override, watch)
@@ -312,6 +312,15 @@ class Reporter:
         seen.watch.timings_ms["total"] = round(sum(seen.watch.timings_ms.values()), 3)
         report = self._composed(seen.selection, seen.perception, verified, seen.watch)
         return Reading(report, seen.selection.radiograph.context, seen.picture, datetime.now().astimezone())
+
+    def _choose(self, source: Source, watch: Stopwatch) -> Selection:
+        with watch.step("load"):
+            if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
+                candidates = load_study(source)
+            else:
+                candidates = [load(source)]
+        with watch.step("gate"):
+            return select(candidates, population=self.bundle.manifest.population, accept=self.accept)
 
     def _perceive(self, image: Radiograph, override: Float32, watch: Stopwatch) -> Perception:
         with watch.step("preprocess"):
@@ -371,16 +380,6 @@ def _open_bundle(bundle: Bundle | str | os.PathLike[str] | None) -> Bundle:
     if isinstance(bundle, Bundle):
         return bundle
     return Bundle.embedded() if bundle is None else Bundle.load(bundle)
-
-
-def _choose(source: Source, accept: frozenset[str], watch: Stopwatch) -> Selection:
-    with watch.step("load"):
-        if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
-            candidates = load_study(source)
-        else:
-            candidates = [load(source)]
-    with watch.step("gate"):
-        return select(candidates, accept=accept)
 
 
 def _judged(item: WrittenSentence, perception: Perception, peaks: Mapping[str, HeatPeak]) -> Sentence:

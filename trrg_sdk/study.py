@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from types import MappingProxyType
 from typing import NamedTuple
 
 from trrg_sdk.dicom import Radiograph, pick_frontal
 from trrg_sdk.errors import InputError, RefusedError
 from trrg_sdk.gate import check
 from trrg_sdk.gate_codes import REFUSALS
+from trrg_sdk.gate_specs import ANYBODY, PopulationSpec
 from trrg_sdk.report import GateReason, GateResult, ImageInfo
+
+_NOTHING: Mapping[int, Sequence[GateReason]] = MappingProxyType({})
 
 
 class Selection(NamedTuple):
@@ -27,12 +31,20 @@ class Selection(NamedTuple):
     images: tuple[ImageInfo, ...]
 
 
-def select(candidates: Sequence[Radiograph | InputError], *, accept: AbstractSet[str] = frozenset()) -> Selection:
+def select(
+    candidates: Sequence[Radiograph | InputError],
+    *,
+    population: PopulationSpec = ANYBODY,
+    accept: AbstractSet[str] = frozenset(),
+    perceived: Mapping[int, Sequence[GateReason]] = _NOTHING,
+) -> Selection:
     """Choose the image to report; one that needs no override comes before those that do.
 
     Args:
         candidates: At least one image of one study, or the error that stands for it.
+        population: Whom and what the bundle was trained on.
         accept: Codes of the gate that the caller overrides.
+        perceived: Place of a candidate → what the model's own look at it says against it.
 
     Returns:
         The choice.
@@ -43,14 +55,17 @@ def select(candidates: Sequence[Radiograph | InputError], *, accept: AbstractSet
     """
     if len(candidates) == 1 and isinstance(candidates[0], InputError):
         raise candidates[0]
-    found = [_reasons(candidate, accept) for candidate in candidates]
+    found = [
+        (*_reasons(candidate, population, accept), *perceived.get(place, ()))
+        for place, candidate in enumerate(candidates)
+    ]
     against = [[reason for reason in reasons if reason.code not in accept] for reasons in found]
     passed = [item for item, why in zip(candidates, against, strict=True) if isinstance(item, Radiograph) and not why]
     if not passed:
         raise _refusal([reason for reasons in against for reason in reasons])
     reasons_of = {id(item): reasons for item, reasons in zip(candidates, found, strict=True)}
     unaided = [item for item in passed if not reasons_of[id(item)]]
-    chosen, others = pick_frontal(unaided or passed, laterals="lateral_view" in accept)
+    chosen, others = pick_frontal(unaided or passed, laterals=population.laterals or "lateral_view" in accept)
     overridden = reasons_of[id(chosen)]
     unused = {id(chosen): ()} | {id(item): reasons_of[id(item)] or (reason,) for item, reason in others}
     why_not = [unused.get(id(item), reasons) for item, reasons in zip(candidates, found, strict=True)]
@@ -67,10 +82,12 @@ def select(candidates: Sequence[Radiograph | InputError], *, accept: AbstractSet
     return Selection(chosen, gate, images)
 
 
-def _reasons(candidate: Radiograph | InputError, accept: AbstractSet[str]) -> tuple[GateReason, ...]:
+def _reasons(
+    candidate: Radiograph | InputError, population: PopulationSpec, accept: AbstractSet[str]
+) -> tuple[GateReason, ...]:
     if isinstance(candidate, InputError):
         return (GateReason(candidate.code, str(candidate), REFUSALS[candidate.code].action),)
-    return check(candidate, accept=accept)
+    return check(candidate, population=population, accept=accept)
 
 
 def _refusal(reasons: Sequence[GateReason]) -> RefusedError:

@@ -13,6 +13,7 @@ from pathlib import Path
 from trrg_export.decoder import decoder_spec
 from trrg_export.to_onnx import tensor_specs
 from trrg_sdk.bundle import sha256_file
+from trrg_sdk.gate_specs import PopulationSpec
 from trrg_sdk.labeler import OBSERVATIONS
 from trrg_sdk.manifest import (
     GRAPH_NAMES,
@@ -36,10 +37,11 @@ from trrg_train.models.tokenizer import BOS_ID, EOS_ID, PAD_ID
 TOKENIZER = "tokenizer.json"
 TOKEN_EMBEDDING = "token_embedding.npy"
 CLUE_BANK = "clue_bank.npz"
-INTENDED_USE = (
-    "Research on draft reports of frontal chest radiographs of adults. Not for clinical use: not a medical device, "
-    "not validated on patients of your site; every draft is to be read by a radiologist together with the image."
+_WARNING = (
+    "Not for clinical use: not a medical device, not validated on patients of your site; every draft is to be read by "
+    "a radiologist together with the image."
 )
+_ADULT = 18
 CREATED_BY = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-genai", "numpy", "tokenizers")
 
 
@@ -78,6 +80,8 @@ def draft_manifest(checkpoint: Checkpoint, folder: Path, *, precision: str) -> M
         files={},
         graphs={name: _graph_spec(folder, name, precision) for name in GRAPH_NAMES},
         preprocess=checkpoint.preprocess.to_manifest(),
+        population=meta.population,
+        distance=None,
         patch_grid=config.patch_grid,
         prompt=PromptSpec(meta.prefix_ids, meta.suffix_ids, ("prefix", "visual", "clues", "suffix")),
         tokenizer=TokenizerSpec(TOKENIZER, BOS_ID, EOS_ID, PAD_ID, vocab),
@@ -93,8 +97,21 @@ def draft_manifest(checkpoint: Checkpoint, folder: Path, *, precision: str) -> M
         provenance=_provenance(checkpoint),
         evaluation=dict(meta.evaluation),
         parity={},
-        intended_use=INTENDED_USE,
+        intended_use=intended_use(meta.population),
     )
+
+
+def intended_use(population: PopulationSpec) -> str:
+    """Say what a bundle may be used for.
+
+    Args:
+        population: Whom and what it was trained on.
+    """
+    age = population.minimum_age
+    people = "patients of any age" if age is None else f"patients of at least {age:g} years"
+    views = "frontal and lateral" if population.laterals else "frontal"
+    whom = "adults" if age == _ADULT else people
+    return f"Research on draft reports of {views} chest radiographs of {whom}. {_WARNING}"
 
 
 def prompt_length(checkpoint: Checkpoint) -> int:

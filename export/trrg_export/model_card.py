@@ -16,7 +16,7 @@ _SCORE_HEAD = ("score", "value", "95 %", "constant report", "lead over it, 95 %"
 _LIMITS = """\
 - It was trained on drawn radiographs (phantoms) and on few real ones with labels from text mining; its figures say
   nothing about patients of another hospital.
-- One frontal view of an adult's chest, no lateral view, no earlier study, no clinical question.
+- It looks at one image of the chest: no second view, no earlier study, no clinical question.
 - It knows the 14 observations of the CheXpert set and writes sentences of a small grammar. What is not among them it
   does not see, and a report without it is no proof of absence.
 - Part of what looks like perception of disease is the view (AP at the bedside, PA upright), with which labels of real
@@ -42,6 +42,7 @@ def model_card(manifest: Manifest, meta: CheckpointMeta, sizes: Mapping[str, int
         f"## Data\n\n{meta.data or 'The checkpoint does not say.'}\n",
         f"## Evaluation on held-out studies\n\n{_evaluation(manifest.evaluation)}",
         f"## Limits\n\n{_LIMITS}",
+        f"## Gate\n\n{_gate(manifest)}",
         f"## Clues\n\n{_clues(manifest)}",
         f"## Agreement with PyTorch\n\n{_parity(manifest.parity)}",
         f"## Files\n\n{_files(sizes)}",
@@ -62,6 +63,19 @@ def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """
     lines = [header, tuple("---" for _ in header), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _gate(manifest: Manifest) -> str:
+    """What the runtime refuses."""
+    age, distance = manifest.population.minimum_age, manifest.distance
+    people = "Patients of any age." if age is None else f"Patients younger than {age:g} years are refused."
+    views = f"Views: {', '.join(manifest.population.views)} (LL: lateral of either side)."
+    far = (
+        f"Images farther than {distance.threshold:.3g} from the training films are refused. {distance.fitted}"
+        if distance
+        else "**Images are not compared with the training films**: the checkpoint was exported without them."
+    )
+    return f"- {people} {views}\n- {far}\n"
 
 
 def _commands(meta: CheckpointMeta) -> str:

@@ -18,6 +18,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from trrg_sdk import Reporter
+from trrg_sdk.bundle import Bundle
 from trrg_sdk.dicom import load
 from trrg_sdk.errors import InputError
 from trrg_sdk.site.job import Job, Open, open_outputs
@@ -62,8 +63,8 @@ def resume(count: int) -> dict[str, object]:
             if number % 1000 == 0:
                 path.parent.mkdir(parents=True)
             path.write_bytes(b"x")
-        tree, options = Tree(folder), open_outputs("text")
-        _fill(tree, out, options.formats)
+        tree, options, bundle = Tree(folder), open_outputs("text"), Bundle.embedded()
+        _fill(tree, out, options.formats, bundle.manifest_sha256)
         seconds = []
         for _ in range(3):
             start, cpu = time.perf_counter(), time.process_time()
@@ -71,7 +72,7 @@ def resume(count: int) -> dict[str, object]:
             opened = time.perf_counter()
             known = Known(ledger.entries(), ledger.marks())
             read = time.perf_counter()
-            seen = look(tree, options, "m", known, settling=Settling(0), stopped=lambda: False)
+            seen = look(tree, options, bundle, known, settling=Settling(0), stopped=lambda: False)
             end = time.perf_counter()
             ledger.close()
             assert len(seen.studies) == count and not seen.todo
@@ -81,7 +82,7 @@ def resume(count: int) -> dict[str, object]:
     return {"studies": count, "ledger MB": round(size / 1e6, 1), "seconds": [_rounded(each) for each in seconds]}
 
 
-def _fill(tree: Tree, out: Path, formats: str) -> None:
+def _fill(tree: Tree, out: Path, formats: str, manifest: str) -> None:
     """Make the ledger as if every file were a reported study."""
     ledger, files = Ledger(out), list(tree.walk())
     entries = {f.key: Entry(f.size, f.mtime_ns, hashlib.sha256(f.key).digest(), f.key, "", 0) for f in files}
@@ -89,8 +90,9 @@ def _fill(tree: Tree, out: Path, formats: str) -> None:
     clues = {f"clue {number}": 0.5 for number in range(14)}
     rows = []
     for study in group(files, entries, left_out=Counter(), accept=frozenset()):
-        row = Row(study.key, study.quick(), "m", formats, "done", "", "", clues, "2026-01-01T00:00:00.000+00:00")
-        rows.append((study.key, row.content, row.quick, "m", formats, "done", "", "", json.dumps(clues), row.finished))
+        row = Row(study.key, study.quick(), manifest, formats, "done", "", "", clues, "2026-01-01T00:00:00.000+00:00")
+        state = (manifest, formats, "done", "", "", json.dumps(clues))
+        rows.append((study.key, row.content, row.quick, *state, row.finished))
     ledger._commit([("INSERT INTO studies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)])
     ledger.close()
 

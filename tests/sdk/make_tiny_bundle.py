@@ -23,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trrg_sdk import manifest as m
 from trrg_sdk.bundle import write_manifest
+from trrg_sdk.gate_specs import PopulationSpec
 from trrg_sdk.preprocess import Preprocess
 
 SIZE, GRID, PATCH_WIDTH, JOINT, WIDTH, LAYERS, HEADS, MAX_LENGTH = 16, 2, 12, 8, 16, 2, 2, 128
@@ -224,6 +225,8 @@ def make_manifest(folder: Path, tokenizer: Tokenizer) -> m.Manifest:
         files={},
         graphs=graphs,
         preprocess=Preprocess(size=SIZE).to_manifest(),
+        population=PopulationSpec(minimum_age=18.0, views=("PA", "AP")),
+        distance=None,
         patch_grid=(GRID, GRID),
         prompt=m.PromptSpec(prefix, suffix, ("prefix", "visual", "clues", "suffix")),
         tokenizer=m.TokenizerSpec("tokenizer.json", 1, 2, 0, vocab),

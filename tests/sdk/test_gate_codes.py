@@ -17,11 +17,12 @@ from trrg_sdk.dicom import load
 from trrg_sdk.errors import DicomError, RefusedError, UsageError
 from trrg_sdk.gate import check
 from trrg_sdk.gate_codes import ACCEPTABLE, REFUSALS, accepted, reason
+from trrg_sdk.gate_specs import ADULTS
 from trrg_sdk.report import GateReason
 from trrg_sdk.study import select
 
 WORDS = {"modality": "CT", "part": "HAND", "view": "LL", "rows": 9, "columns": 9, "least": 128, "share": 0.9}
-WORDS |= {"colour": "black", "better": "PA", "tried": 8, "count": 9}
+WORDS |= {"views": "PA and AP", "colour": "black", "better": "PA", "tried": 8, "count": 9}
 
 
 def stored(pixels: NDArray[Any]) -> dict[str, Any]:
@@ -54,6 +55,7 @@ TRIGGERS: dict[str, dict[str, Any]] = {
     "wrong_body_part": {"BodyPartExamined": "HAND"},
     "lateral_view": {"ViewPosition": "LL"},
     "unsupported_view": {"ViewPosition": "RLD"},
+    "paediatric_age": {"PatientAge": "012Y"},
     "too_small": stored(chest_pixels(rows=100, columns=86)),
     "mostly_blank": stored(dark()),
     "burnt_in_only": stored(page()),
@@ -85,9 +87,9 @@ def test_every_code_of_the_gate_has_a_trigger_here() -> None:
 @pytest.mark.parametrize("code", TRIGGERS)
 def test_a_code_is_triggered_by_a_file_and_refuses_it(code: str) -> None:
     image = load(chest_bytes(**TRIGGERS[code]))
-    assert codes(check(image))[0] == code
+    assert codes(check(image, population=ADULTS))[0] == code
     with pytest.raises(RefusedError) as caught:
-        select([image])
+        select([image], population=ADULTS)
     assert caught.value.code == code and REFUSALS[code].action in str(caught.value)
 
 
@@ -95,18 +97,18 @@ def test_a_code_is_triggered_by_a_file_and_refuses_it(code: str) -> None:
 def test_a_code_is_overridden_alone_and_the_choice_says_so(code: str) -> None:
     image = load(chest_bytes(**TRIGGERS[code]))
     # An image that is nearly blank or a page looks like no chest either: that has to be said as well.
-    others = {found for found in codes(check(image, accept=frozenset(ACCEPTABLE))) if found != code}
-    chosen = select([image], accept=accepted({code, *others}))
+    others = {found for found in codes(check(image, population=ADULTS, accept=frozenset(ACCEPTABLE))) if found != code}
+    chosen = select([image], population=ADULTS, accept=accepted({code, *others}))
     assert chosen.gate.status == "overridden"
     assert {found.code for found in chosen.gate.overridden} == {code, *others}
     assert chosen.images[0].used and chosen.images[0].reason == ""
     for other in others:
         with pytest.raises(RefusedError) as caught:
-            select([image], accept={code, *others} - {other})
+            select([image], population=ADULTS, accept={code, *others} - {other})
         assert caught.value.code == other
     unrelated = accepted(set(ACCEPTABLE) - {code})
     with pytest.raises(RefusedError) as caught:
-        select([image], accept=unrelated)
+        select([image], population=ADULTS, accept=unrelated)
     assert caught.value.code == code and {found.code for found in caught.value.reasons} == {code}  # type: ignore[attr-defined]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trrg_sdk.errors import UsageError
+from trrg_sdk.gate_specs import ADULTS, PopulationSpec
 from trrg_train.models.config import ModelConfig
 
 T = TypeVar("T")
@@ -184,6 +185,8 @@ class RunConfig:
         sources: Data sets.
         stage1: First stage.
         stage2: Second stage.
+        population: Whom and what the sources show; the gate of the bundle refuses others. ``[population]`` may be left
+            out: then it is adults from the front.
     """
 
     out: Path
@@ -192,6 +195,7 @@ class RunConfig:
     sources: tuple[SourceConfig, ...]
     stage1: Stage1Config
     stage2: Stage2Config
+    population: PopulationSpec = ADULTS
 
 
 def _check_choice(select_by: str, known: tuple[str, ...], optim: OptimConfig) -> None:
@@ -214,8 +218,11 @@ def read_config(path: Path) -> RunConfig:
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is no valid TOML: {error}") from error
     known = {"out", "seed", "model", "sources", "stage1", "stage2"}
+    population = values.pop("population", None)
     if set(values) != known:
-        raise UsageError(f"{path} must have exactly the keys {sorted(known)}, it has {sorted(values)}")
+        raise UsageError(
+            f"{path} must have exactly the keys {sorted(known)} and may have population, it has {sorted(values)}"
+        )
     return RunConfig(
         out=Path(values["out"]),
         seed=int(values["seed"]),
@@ -223,7 +230,18 @@ def read_config(path: Path) -> RunConfig:
         sources=tuple(_source(table, path.parent) for table in values["sources"]),
         stage1=_stage(Stage1Config, values["stage1"], "stage1"),
         stage2=_stage(Stage2Config, values["stage2"], "stage2"),
+        population=ADULTS if population is None else _population(population, path),
     )
+
+
+def _population(table: Mapping[str, Any], path: Path) -> PopulationSpec:
+    """Read ``[population]``: ``minimum_age`` (left out: any age) and ``views``."""
+    try:
+        return _table(
+            PopulationSpec, {"minimum_age": None, **table, "views": tuple(table.get("views", ()))}, "population"
+        )
+    except ValueError as error:
+        raise UsageError(f"{path}: [population]: {error}") from error
 
 
 def _source(table: Mapping[str, Any], base: Path) -> SourceConfig:

@@ -198,7 +198,13 @@ def run_stage1(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
     if run.is_main_process:
         made = (*(source.made_by for source in config.sources if source.made_by), *commands)
         meta = CheckpointMeta(
-            1, bank, preprocess.to_manifest(), data=describe(studies), commands=made, seed=config.seed
+            1,
+            bank,
+            preprocess.to_manifest(),
+            data=describe(studies),
+            commands=made,
+            seed=config.seed,
+            population=config.population,
         )
         _save(fitted, config, tokenizer, meta, seen)
     run.wait_for_everyone()

@@ -233,6 +233,7 @@ def _save(
         data=first.meta.data,
         commands=commands,
         seed=config.seed,
+        population=config.population,
     )
     folder = config.out / "stage2"
     save_checkpoint(folder, model=model, config=config.model, tokenizer=first.tokenizer, meta=meta)

@@ -137,11 +137,12 @@ class Batch:
             DeviceError: The device failed.
         """
         known = Known(self._ledger.entries(), self._ledger.marks())
-        manifest = self._reporter.bundle.manifest_sha256
-        seen = look(self._tree, self._options, manifest, known, settling=self._settling, stopped=stopped)
+        bundle = self._reporter.bundle
+        seen = look(self._tree, self._options, bundle, known, settling=self._settling, stopped=stopped)
         self._ledger.remember(seen.read, gone=seen.gone)
         tally = Tally(waiting=seen.waiting, left_out=seen.left_out)
-        tasks = deque(Task(study) for study in seen.todo[: self._options.limit])
+        population = bundle.manifest.population
+        tasks = deque(Task(study, population) for study in seen.todo[: self._options.limit])
         progress.start(len(tasks))
         try:
             with ThreadPoolExecutor(self._options.workers, thread_name_prefix="trrg-read") as pool, _Desk() as desk:

@@ -149,7 +149,7 @@ def _dry_run(job: Job, args: argparse.Namespace) -> int:
     from trrg_sdk.bundle import Bundle
 
     bundle = Bundle.embedded() if args.bundle is None else Bundle.load(args.bundle)
-    seen = job.preview(bundle.manifest_sha256)
+    seen = job.preview(bundle)
     for study in seen.todo[: job.options.limit]:
         why = sorted({image.code for image in study.left_out})
         left = f", left out: {', '.join(why)}" if why else ""

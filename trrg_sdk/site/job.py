@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from trrg_sdk.bundle import Bundle
 from trrg_sdk.errors import UsageError
 from trrg_sdk.reporter import Reporter
 from trrg_sdk.site import index_page, lock, outbox, summary_table
@@ -57,11 +58,11 @@ class Job:
             raise UsageError("--out: the output folder holds the input folder; choose another one")
         return tree
 
-    def preview(self, manifest_sha256: str) -> Look:
+    def preview(self, bundle: Bundle) -> Look:
         """Say what a batch would do; nothing is written."""
         known = Known(*peek(self.out))
         settling = Settling(self.options.settle_s)
-        return look(self.tree(), self.options, manifest_sha256, known, settling=settling, stopped=lambda: False)
+        return look(self.tree(), self.options, bundle, known, settling=settling, stopped=lambda: False)
 
 
 @dataclass(frozen=True, slots=True)

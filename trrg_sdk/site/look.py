@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trrg_sdk.bundle import Bundle
 from trrg_sdk.outputs import Output
 from trrg_sdk.site.ledger import Mark
 from trrg_sdk.site.studies import Entry, Study, group, read_entries
@@ -115,14 +116,14 @@ class Settling:
 
 
 def look(
-    tree: Tree, options: Options, manifest: str, known: Known, *, settling: Settling, stopped: Callable[[], bool]
+    tree: Tree, options: Options, bundle: Bundle, known: Known, *, settling: Settling, stopped: Callable[[], bool]
 ) -> Look:
     """Walk the tree and say what has to be done; nothing is written.
 
     Args:
         tree: Where to look.
         options: Formats and workers.
-        manifest: SHA-256 of the bundle's manifest.
+        bundle: What reports them.
         known: What was done before.
         settling: Knows the looks before.
         stopped: Asked now and then.
@@ -134,9 +135,11 @@ def look(
         read = read_entries(tree, files, known.entries, pool, stopped)
     if stopped():  # what was not read is not unreadable
         files = [found for found in files if found.key in read or found.key in known.entries]
-    studies = group(files, {**known.entries, **read}, left_out=left_out, accept=options.accept)
+    # what a header says is remembered for any bundle, so laterals of one that knows them are let pass here
+    accept = options.accept | ({"lateral_view"} if bundle.manifest.population.laterals else set())
+    studies = group(files, {**known.entries, **read}, left_out=left_out, accept=accept)
     settled = [study for study in studies if not young or not any(i.found.key in young for i in study.images)]
-    formats = options.formats
+    formats, manifest = options.formats, bundle.manifest_sha256
     todo = [study for study in settled if not _is_done(study, known.marks.get(study.key), formats, manifest)]
     entries = {key: entry for key, entry in read.items() if key not in young}
     gone = known.entries.keys() - {found.key for found in files}

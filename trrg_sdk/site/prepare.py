@@ -12,6 +12,7 @@ from trrg_sdk.dicom_header import Header, read_header
 from trrg_sdk.errors import DicomError, InputError, RefusedError
 from trrg_sdk.gate import declared
 from trrg_sdk.gate_codes import REFUSALS, reason
+from trrg_sdk.gate_specs import PopulationSpec
 from trrg_sdk.report import GateReason, ImageInfo, Report
 from trrg_sdk.site.studies import Image, Study
 from trrg_sdk.site.walk import Tree
@@ -32,6 +33,7 @@ class Task:
 
     Attributes:
         study: Which.
+        population: Whom and what the bundle was trained on.
         first: Place of the candidate to begin with; those before it were refused.
         reasons: Why they were.
         content: The fingerprint, b"" when it is not known yet.
@@ -39,6 +41,7 @@ class Task:
     """
 
     study: Study
+    population: PopulationSpec
     first: int = 0
     reasons: tuple[GateReason, ...] = ()
     content: bytes = b""
@@ -117,7 +120,10 @@ def _first(tree: Tree, task: Task, *, young: bool) -> Prepared:
 def _refusal(tree: Tree, task: Task) -> tuple[Task, None, bytes, InputError]:
     """Say all reasons, with a ``RefusedError`` when some image could be read, else with a ``DicomError``."""
     left_out = task.study.left_out
-    reasons = [*task.reasons, *(_why_not(image, _header(tree, image), None) for image in left_out[:MAX_LISTED])]
+    reasons = [
+        *task.reasons,
+        *(_why_not(image, _header(tree, image), task.population) for image in left_out[:MAX_LISTED]),
+    ]
     if len(task.study.candidates) > MAX_TRIES:
         reasons.append(reason("too_many_images", tried=MAX_TRIES, count=len(task.study.candidates)))
     task = replace(task, reasons=tuple(reasons))
@@ -139,7 +145,7 @@ def complete(report: Report, tree: Tree, prepared: Prepared) -> Report:
     images, reasons = [], []
     for image, known in others:
         header = _header(tree, image)
-        why = known or _why_not(image, header, chosen)
+        why = known or _why_not(image, header, prepared.task.population, chosen)
         reasons.append(why)
         if header is not None and header.rows:
             described = header.described
@@ -147,15 +153,18 @@ def complete(report: Report, tree: Tree, prepared: Prepared) -> Report:
     return replace(report, images=(*report.images, *images), gate=replace(report.gate, reasons=tuple(reasons)))
 
 
-def _why_not(image: Image, header: Header | None, chosen: Radiograph | None) -> GateReason:
+def _why_not(
+    image: Image, header: Header | None, population: PopulationSpec, chosen: Radiograph | None = None
+) -> GateReason:
     if image.code in ("duplicate", "no_pixels"):
         return reason(image.code)
     if header is None:
         return reason(image.code if image.code in _UNREAD else "unreadable")
-    said = sorted(declared(header.described), key=lambda found: found.code != image.code)  # not one that is overridden
+    against = declared(header.described, population=population)
+    said = sorted(against, key=lambda found: found.code != image.code)  # not one that is overridden
     if said or chosen is None:
         return said[0] if said else reason("unreadable")  # it is another file by now
-    return reason("derived") if header.derived else why_not(header.described, chosen)
+    return reason("derived") if header.derived else why_not(chosen)
 
 
 def _header(tree: Tree, image: Image) -> Header | None:

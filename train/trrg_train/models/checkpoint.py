@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from trrg_sdk.errors import UsageError
+from trrg_sdk.gate_specs import ADULTS, PopulationSpec
 from trrg_sdk.preprocess import Preprocess
 from trrg_train.models.clue_bank import BankedClue
 from trrg_train.models.config import ModelConfig
@@ -54,6 +55,7 @@ class CheckpointMeta:
         commands: The commands that made it, in order.
         seed: Of the training.
         evaluation: Figures on held-out studies.
+        population: Whom and what it was trained on, for the gate of its bundle.
     """
 
     stage: int
@@ -66,6 +68,7 @@ class CheckpointMeta:
     commands: tuple[str, ...] = ()
     seed: int = 0
     evaluation: Mapping[str, Any] = field(default_factory=dict)
+    population: PopulationSpec = ADULTS
 
 
 @dataclass(frozen=True)
@@ -229,8 +232,11 @@ def _read_meta(folder: Path) -> CheckpointMeta:
         facts["clues"] = tuple(BankedClue(**clue) for clue in facts["clues"])
         for key in ("prefix_ids", "suffix_ids", "commands"):
             facts[key] = tuple(facts[key])
+        if "population" in facts:  # checkpoints from before it was stated are of adults
+            views = tuple(facts["population"].pop("views"))
+            facts["population"] = PopulationSpec(views=views, **facts["population"])
         return CheckpointMeta(**facts)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path} is not what trrg-train wrote ({error}); copy the checkpoint again") from error
 
 
