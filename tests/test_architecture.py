@@ -36,10 +36,10 @@ LAYERS = (
     {"bundle", "engines", "gate_specs", "manifest", "processors", "signature", "strict_json", "summary"},
     {"context", "dicom", "dicom_header", "dicom_stream", "dicom_tags", "pixel_data", "pixels", "codestream"}
     | {"reading", "study"}
-    | {"gate", "gate_codes", "photometry", "preprocess", "labeler", "label_rules", "sentences"},
+    | {"distance", "gate", "gate_codes", "photometry", "preprocess", "labeler", "label_rules", "sentences"},
     {"backends"},
     {"clues", "decoding", "uncertainty", "verify"},
-    {"engine", "many"},
+    {"engine", "examine", "many"},
     {"reporter"},
     {"listing", "outputs", "site"},
     {"doctor"},

@@ -25,8 +25,9 @@ from trrg_sdk.decoding.options import Decoding
 from trrg_sdk.decoding.rules import Rules
 from trrg_sdk.decoding.sampling import sample
 from trrg_sdk.decoding.store import ReportStore, StoreArrays
+from trrg_sdk.distance import judge, read_distance
 from trrg_sdk.errors import BundleError, DeviceError, UsageError
-from trrg_sdk.report import ClueScores
+from trrg_sdk.report import ClueScores, GateReason
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -42,11 +43,13 @@ class Perception(NamedTuple):
         scores: The C clue scores.
         heat: Clue → float32 (rows, columns), probability per patch.
         prompt: float32 (S, Dl), the embeddings that the decoder reads.
+        against: What the gate says against reporting what was seen.
     """
 
     scores: ClueScores
     heat: dict[str, Float32]
     prompt: Float32
+    against: tuple[GateReason, ...] = ()
 
 
 class Engine:
@@ -85,6 +88,7 @@ class Engine:
         self._tokenizer: Future[Tokenizer] = pool.submit(_open_tokenizer, bundle.tokenizer_path)
         pool.shutdown(wait=False)
         self._token_embedding = bundle.token_embedding()
+        self._distance = read_distance(bundle)
         self.clues = _bundled(bundle)
         if clues:
             self._check_room(len(self.clues.names) + len(clues))
@@ -121,7 +125,8 @@ class Engine:
             raise DeviceError(f"the model gave values that are no numbers on device {self._device}; try device cpu")
         scores = self.clues.scores(fused["clue_logits"][0], override=override)
         heat = heat_maps(fused["clue_heat"][0], names=self.clues.names, grid=self._manifest.patch_grid)
-        return Perception(scores, heat, self._prompt(fused["prompt_embeds"][0]))
+        against = judge(self._distance, self._manifest.distance, seen)
+        return Perception(scores, heat, self._prompt(fused["prompt_embeds"][0]), against)
 
     def write(self, prompt: Float32, *, scores: ClueScores | None = None) -> Generation:
         """Write a report; see :meth:`writing`."""

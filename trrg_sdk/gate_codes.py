@@ -99,6 +99,11 @@ REFUSALS: Mapping[str, Refusal] = MappingProxyType(
             "The film looks upside down or turned onto its side.",
             "Turn the image upright at the workstation and send it again.",
         ),
+        # What the model's own look at it says (trrg_sdk.distance).
+        "unlike_training": Refusal(
+            "The image is {far:.1f} times as far from the training films as a chest radiograph may be.",
+            "Check that the right image was sent. If it is a chest radiograph, it needs a reader without a draft.",
+        ),
         # What cannot be read (trrg_sdk.dicom and what it calls).
         "unreadable": Refusal("The file cannot be opened.", "Check the path, the disk and the rights.", _NO_PIXELS),
         "not_dicom": Refusal("The file is no DICOM file.", "Export the image as DICOM.", _NO_PIXELS),

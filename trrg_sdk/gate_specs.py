@@ -49,8 +49,9 @@ class DistanceSpec:
     """The distance of an image to the training films, as the vision encoder sees both (``trrg_sdk.distance``).
 
     Attributes:
-        file: Its numbers, ``.npy``, float32.
-        axes: Rows and columns of them.
+        file: Its numbers, ``.npz``.
+        components: Directions that a patch is reduced to.
+        sets: Training sets, each with a mean of its own.
         threshold: An image that is farther is refused.
         quantile: The part of the held-out films (of the data set where it is least) that lies within the threshold.
         films: Data set and split → how many films it was fitted on, or the threshold was chosen on.
@@ -58,7 +59,8 @@ class DistanceSpec:
     """
 
     file: str
-    axes: tuple[int, int]
+    components: int
+    sets: int
     threshold: float
     quantile: float
     films: Mapping[str, int]
@@ -70,5 +72,5 @@ class DistanceSpec:
             raise ValueError(f"expected a threshold above 0, got {self.threshold}")
         if not 0 < self.quantile <= 1:
             raise ValueError(f"expected a quantile above 0 and at most 1, got {self.quantile}")
-        if min(self.axes) < 1:
-            raise ValueError(f"expected positive axes, got {self.axes}")
+        if min(self.components, self.sets) < 1:
+            raise ValueError(f"expected at least 1 of components and sets, got {self.components} and {self.sets}")

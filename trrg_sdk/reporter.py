@@ -1,4 +1,4 @@
-"""From a radiograph to a draft report: load, gate, preprocess, perceive, write, verify."""
+"""From a radiograph to a draft report: examine, write, verify."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from threading import Event
 from typing import NamedTuple
 
@@ -22,20 +21,20 @@ from trrg_sdk.clues import Clue, Float32, heat_peaks
 from trrg_sdk.decoding.batch import Finished
 from trrg_sdk.decoding.greedy import Generation
 from trrg_sdk.decoding.options import Decoding
-from trrg_sdk.dicom import Radiograph, Source, load, load_study
+from trrg_sdk.dicom import Source
 from trrg_sdk.engine import DEFAULT, Engine, Perception
 from trrg_sdk.errors import InputError
+from trrg_sdk.examine import Examiner
 from trrg_sdk.gate_codes import accepted
 from trrg_sdk.labeler import label_sentence
 from trrg_sdk.manifest import GRAPH_NAMES
 from trrg_sdk.many import Outcome, Work, outcomes
-from trrg_sdk.preprocess import Preprocess
 from trrg_sdk.processors import physical_cores
 from trrg_sdk.reading import Picture, Reading
 from trrg_sdk.report import GenerationInfo, HeatPeak, Omission, Provenance, Report, Sentence
 from trrg_sdk.sentences import Written, WrittenSentence, read_finished, read_tokens
 from trrg_sdk.stopwatch import Stopwatch
-from trrg_sdk.study import Selection, select
+from trrg_sdk.study import Selection
 from trrg_sdk.uncertainty import Uncertainty, compare_texts
 from trrg_sdk.verify import judge, omissions
 from trrg_sdk.version import __version__
@@ -88,8 +87,8 @@ class Reporter:
         self.device = opened.device
         self._target = opened.target
         self._threads = threads
-        self._preprocess = Preprocess.from_manifest(self.bundle.preprocess)
         self._engine = Engine(self.bundle, opened, clues=clues, decoding=decoding)
+        self._examiner = Examiner(self.bundle, self._engine, self.accept)
         _LOG.info("bundle %s on device %s", self.bundle.manifest.bundle_id, self.device)
 
     def report(self, source: Source, *, clue_scores: Mapping[str, float] | None = None) -> Report:
@@ -128,13 +127,12 @@ class Reporter:
         override = self._engine.clues.override(clue_scores)
         watch = Stopwatch()
         with watch.step("total"):
-            selection = self._choose(source, watch)
-            perception = self._perceive(selection.radiograph, override, watch)
+            selection, perception = self._examiner.examine(source, override, watch)
             with watch.step("decode"):
                 generation = self._engine.write(perception.prompt, scores=perception.scores)
             verified = self._verified(generation, perception, watch)
         report = self._composed(selection, perception, verified, watch)
-        picture = self._picture(selection.radiograph, perception)
+        picture = self._examiner.picture(selection.radiograph, perception)
         return Reading(report, selection.radiograph.context, picture, datetime.now().astimezone())
 
     def stream(
@@ -160,8 +158,7 @@ class Reporter:
         override = self._engine.clues.override(clue_scores)
         watch = Stopwatch()
         with watch.step("total"):
-            selection = self._choose(source, watch)
-            perception = self._perceive(selection.radiograph, override, watch)
+            selection, perception = self._examiner.examine(source, override, watch)
             with watch.step("decode"):
                 told, generation = yield from self._growing(perception, cancel)
             if generation is None:
@@ -234,8 +231,7 @@ class Reporter:
         """
         watch = Stopwatch()
         with watch.step("total"):
-            selection = self._choose(source, watch)
-            perception = self._perceive(selection.radiograph, self._engine.clues.override(None), watch)
+            selection, perception = self._examiner.examine(source, self._engine.clues.override(None), watch)
             with watch.step("decode"):
                 generation = self._engine.write(perception.prompt, scores=perception.scores)
             verified = self._verified(generation, perception, watch)
@@ -289,11 +285,10 @@ class Reporter:
         """Read and perceive a source; the pixels are gone afterwards unless they are to be kept."""
         watch = Stopwatch()
         try:
-            selection = self._choose(source, watch)
+            selection, perception = self._examiner.examine(source, override, watch)
         except InputError as error:
             return _bare(error)
-        perception = self._perceive(selection.radiograph, override, watch)
-        picture = self._picture(selection.radiograph, perception) if keep else None
+        picture = self._examiner.picture(selection.radiograph, perception) if keep else None
         blank = replace(selection.radiograph, pixels=np.empty((0, 0), np.float32))
         return _Seen(selection._replace(radiograph=blank), perception, watch, picture)
 
@@ -312,30 +307,6 @@ class Reporter:
         seen.watch.timings_ms["total"] = round(sum(seen.watch.timings_ms.values()), 3)
         report = self._composed(seen.selection, seen.perception, verified, seen.watch)
         return Reading(report, seen.selection.radiograph.context, seen.picture, datetime.now().astimezone())
-
-    def _choose(self, source: Source, watch: Stopwatch) -> Selection:
-        with watch.step("load"):
-            if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
-                candidates = load_study(source)
-            else:
-                candidates = [load(source)]
-        with watch.step("gate"):
-            return select(candidates, population=self.bundle.manifest.population, accept=self.accept)
-
-    def _perceive(self, image: Radiograph, override: Float32, watch: Stopwatch) -> Perception:
-        with watch.step("preprocess"):
-            pixels = self._preprocess.apply(image.pixels, spacing_mm=image.pixel_size)
-        with watch.step("open"):  # 0 but for the first report
-            self._engine.wait()
-        with watch.step("perceive"):
-            return self._engine.perceive(pixels, override=override)
-
-    def _picture(self, image: Radiograph, perception: Perception) -> Picture:
-        size = self._preprocess.size
-        top, left, rows, columns = self._preprocess.fitted_box(image.pixels.shape, spacing_mm=image.pixel_size)
-        box = (top / size, left / size, rows / size, columns / size)
-        height, width = image.pixel_size
-        return Picture(image.pixels, perception.heat, box, height / width)
 
     def _provenance(self) -> Provenance:
         manifest = self.bundle.manifest

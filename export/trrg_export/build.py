@@ -17,6 +17,7 @@ import torch
 from trrg_export import describe
 from trrg_export.decoder import check_family, decoder_spec, write_decoder
 from trrg_export.disk import room_for
+from trrg_export.distance import add_distance
 from trrg_export.drafts import add_drafts
 from trrg_export.memory import released
 from trrg_export.model_card import model_card
@@ -61,6 +62,7 @@ class ExportOptions:
         block_size: Weights of the decoder that share a scale in int4, one of ``int4.BLOCK_SIZES``.
         int4_algorithm: How the decoder's four bits are chosen, one of ``int4.ALGORITHMS``.
         compute_capabilities: Of the GPUs that engines are built for; empty takes the target's own.
+        films: File of films to fit the gate's distance on; None takes the checkpoint's own.
         draft_reports: Drafts are made of sentences that stand in at least so many training reports; None makes none.
     """
 
@@ -73,6 +75,7 @@ class ExportOptions:
     block_size: int = 32
     int4_algorithm: str = "rtn"
     compute_capabilities: tuple[str, ...] = ()
+    films: Path | None = None
     draft_reports: int | None = 2
 
     def __post_init__(self) -> None:
@@ -147,6 +150,7 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
     key = read_key(options.sign) if options.sign else None
     with released():
         reference = _reference(checkpoint, options.studies)
+    load_checkpoint(checkpoint).films(options.films)  # a wrong file is refused before the work
     # Read anew for each large step: weights are mapped from the file, and only those that a step reads are in memory.
     loaded = load_checkpoint(checkpoint)
     with room_for(out, checkpoint), beside(out) as folder:
@@ -310,9 +314,7 @@ def _proven(site: Site, options: ExportOptions, lowered: dict[str, LoweredGraph]
     if report.failures:
         raise ParityError(report.failures)
     bundle = Bundle(folder=folder, manifest=draft, manifest_sha256="")
-    if options.draft_reports is not None:
-        drafts = add_drafts(bundle, checkpoint, site.reference, least=options.draft_reports)
-        bundle = dataclasses.replace(bundle, manifest=dataclasses.replace(draft, drafts=drafts))
+    bundle = _extended(bundle, site, options)
     proven = ProvenSite(**vars(site), bundle=bundle, limits=limits, tables={stored: report.table})
     targets = {TARGETS[name].TARGET: _added(name, proven) for name in options.targets}
     _write_summary(site)
@@ -328,6 +330,22 @@ def _proven(site: Site, options: ExportOptions, lowered: dict[str, LoweredGraph]
     hashes = describe.shipped_hashes(folder)
     (folder / SBOM_FILE).write_text(sbom(complete.bundle_id, hashes, options.packages()), encoding="utf-8")
     return write_manifest(folder, complete)
+
+
+def _extended(bundle: Bundle, site: Site, options: ExportOptions) -> Bundle:
+    """Add the report store and the distance to the training films."""
+    drafts = distance = None
+    if options.draft_reports is not None:
+        drafts = add_drafts(bundle, site.checkpoint, site.reference, least=options.draft_reports)
+    films = site.checkpoint.films(options.films)
+    if films is None:
+        _LOG.warning(
+            "the gate of this bundle does not compare images with the training films: the checkpoint has none (an "
+            "older trrg-train wrote it). `trrg-train films CONFIG --out FILE` writes them, --films FILE takes them."
+        )
+    else:
+        distance = add_distance(bundle, {name: kept.numpy() for name, kept in films.items()})
+    return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, drafts=drafts, distance=distance))
 
 
 def _write_summary(site: Site) -> None:

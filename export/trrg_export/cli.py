@@ -58,6 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="GPU to build engines for, can be repeated (default 8.6, 8.9 and 12.0; when rebuilding, this machine's)",
     )
     _add_forms(parser)
+    parser.add_argument(
+        "--films", type=Path, metavar="FILE", help="of `trrg-train films`, for the gate (default the checkpoint's own)"
+    )
+    parser.add_argument(
+        "--fit-gate", type=Path, metavar="BUNDLE", help="fit its gate on --films FILE anew; takes no checkpoint"
+    )
     parser.add_argument("--force", action="store_true", help="replace the bundle that is there")
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign it with this Ed25519 private key (PEM)")
     parser.add_argument("--studies", type=int, metavar="N", help="parity studies to compare (default all)")
@@ -119,12 +125,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     if arguments.rebuild_engines is not None:
-        given = {name for name, value in vars(arguments).items() if value != parser.get_default(name)}
-        if others := sorted(given - {"rebuild_engines", "compute_capability"}):
+        if others := sorted(_given(arguments, parser) - {"rebuild_engines", "compute_capability"}):
             parser.error(f"--rebuild-engines takes --compute-capability and nothing else, not {', '.join(others)}")
         return _rebuild(arguments)
-    if arguments.checkpoint is None or arguments.out is None:
-        parser.error("a checkpoint and --out BUNDLE are needed, or --rebuild-engines BUNDLE")
+    fitting = arguments.fit_gate is not None
+    if fitting and _given(arguments, parser) != {"fit_gate", "films"}:
+        parser.error("--fit-gate BUNDLE takes --films FILE and nothing else")
+    if not fitting and (arguments.checkpoint is None or arguments.out is None):
+        parser.error("a checkpoint and --out BUNDLE are needed, or --rebuild-engines BUNDLE, or --fit-gate BUNDLE")
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         print(f"trrg-export needs {', '.join(missing)}: pip install 'trrg-sdk[cpu,export]'", file=sys.stderr)
         return _USAGE
@@ -136,11 +144,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"trrg-export: {error}", file=sys.stderr)
         return error.exit_code
     size = sum(file.bytes for file in manifest.files.values()) / 2**20
-    print(f"{arguments.out}: bundle {manifest.bundle_id}, {size:.1f} MiB")
+    print(f"{arguments.fit_gate or arguments.out}: bundle {manifest.bundle_id}, {size:.1f} MiB")
     return 0
 
 
+def _given(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> set[str]:
+    """Options that are not as they are by default."""
+    return {name for name, value in vars(arguments).items() if value != parser.get_default(name)}
+
+
 def _export(arguments: argparse.Namespace) -> Manifest:
+    if arguments.fit_gate is not None:
+        from trrg_export.distance import refit
+
+        return refit(arguments.fit_gate, arguments.films)
     from trrg_export.auto import export_smallest, table
     from trrg_export.build import allowed_precisions, export_bundle
 
@@ -193,6 +210,7 @@ def _options(arguments: argparse.Namespace, precision: str) -> ExportOptions:
         force=arguments.force,
         limits=limits,
         studies=arguments.studies,
+        films=arguments.films,
         sign=arguments.sign,
         compute_capabilities=tuple(arguments.compute_capability),
         **int4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,17 @@ def model_card(manifest: Manifest, meta: CheckpointMeta, sizes: Mapping[str, int
         f"## Provenance\n\n{_provenance(manifest)}",
     )
     return "\n".join(sections)
+
+
+def with_gate(card: str, manifest: Manifest) -> str:
+    """Put the manifest's gate into a card that was written before.
+
+    Args:
+        card: Markdown with a heading "Clues".
+        manifest: Of the bundle.
+    """
+    before, clues, after = re.sub(r"(?ms)^## Gate\n.*?(?=^## )", "", card).partition("## Clues\n")
+    return f"{before}## Gate\n\n{_gate(manifest)}\n{clues}{after}"
 
 
 def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

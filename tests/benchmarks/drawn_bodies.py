@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Array = NDArray[np.float64]
-SIDE = 512
+SIDE = 256
 
 
 class Sheet:
@@ -27,18 +27,18 @@ class Sheet:
         self.depth = np.zeros((SIDE, SIDE))
 
     def ellipse(self, center: tuple[float, float], radii: tuple[float, float], *, turn: float = 0.0) -> Array:
-        """Thickness of an ellipsoid of height 1, (512, 512)."""
+        """Thickness of an ellipsoid of height 1, (256, 256)."""
         y, x = self.row - center[0], self.column - center[1]
         along, across = y * np.cos(turn) + x * np.sin(turn), x * np.cos(turn) - y * np.sin(turn)
-        return np.sqrt(np.clip(1 - (along / radii[0]) ** 2 - (across / radii[1]) ** 2, 0, None))
+        return np.asarray(np.sqrt(np.clip(1 - (along / radii[0]) ** 2 - (across / radii[1]) ** 2, 0, None)))
 
     def capsule(self, start: tuple[float, float], end: tuple[float, float], radius: float) -> Array:
-        """Thickness of a rod with round ends of height 1, (512, 512)."""
+        """Thickness of a rod with round ends of height 1, (256, 256)."""
         a, b = np.array(start), np.array(end)
         along = b - a
         place = np.clip(((self.row - a[0]) * along[0] + (self.column - a[1]) * along[1]) / (along @ along + 1e-9), 0, 1)
         y, x = self.row - a[0] - place * along[0], self.column - a[1] - place * along[1]
-        return np.sqrt(np.clip(1 - (y**2 + x**2) / radius**2, 0, None))
+        return np.asarray(np.sqrt(np.clip(1 - (y**2 + x**2) / radius**2, 0, None)))
 
     def bone(self, start: tuple[float, float], end: tuple[float, float], radius: float, *, density: float) -> None:
         """Add a long bone: thick ends, a dense cortex and a lighter marrow."""
@@ -51,14 +51,14 @@ class Sheet:
         rng = self.rng
         depth = self.depth.clip(0)
         values = 1 - np.exp(-depth * rng.uniform(0.8, 1.6)) if saturated else depth ** rng.uniform(0.6, 1.0)
-        small = Image.fromarray(values.astype(np.float32)).resize((int(rng.integers(180, 500)),) * 2)
-        film = np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=np.float32)
+        small = Image.fromarray(values.astype(np.float32)).resize((int(rng.integers(90, 250)),) * 2)
+        film = np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=np.float64)
         film = film + rng.normal(0, rng.uniform(0.003, 0.02) * float(film.max()), film.shape)
         if rng.random() < 0.3:
-            row, column = rng.integers(10, 60), rng.integers(10, 440)
-            film[row : row + 24, column : column + 14] = film.max()
+            row, column = rng.integers(5, 30), rng.integers(5, 220)
+            film[row : row + 12, column : column + 7] = film.max()
         if rng.random() < 0.3:
-            cut = int(rng.integers(10, 60))
+            cut = int(rng.integers(5, 30))
             film[:cut], film[-cut:] = film.min(), film.min()
         return np.asarray(film, dtype=np.float32)
 

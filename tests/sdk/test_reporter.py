@@ -323,7 +323,7 @@ def test_graphs_open_while_the_image_is_read(make: Callable[..., Reporter], monk
         return select(candidates, **options)
 
     monkeypatch.setattr("trrg_sdk.engine.open_decoder", slow)
-    monkeypatch.setattr("trrg_sdk.reporter.select", noticed)
+    monkeypatch.setattr("trrg_sdk.examine.select", noticed)
     reporter = make()
     assert reporter.report(chest_bytes()).text
 

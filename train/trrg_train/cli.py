@@ -1,4 +1,4 @@
-"""``trrg-train``: phantom, data check, plan, stage1, stage2, evaluate, rexrank, ablate."""
+"""``trrg-train``: phantom, data check, plan, stage1, stage2, films, evaluate, rexrank, ablate."""
 
 from __future__ import annotations
 
@@ -43,6 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
         stage = commands.add_parser(name, help=text)
         stage.add_argument("config", type=Path, help="a TOML such as train/configs/mini.toml")
         stage.add_argument("--resume", action="store_true", help="continue from the last saved step")
+    films = commands.add_parser("films", help="a sample of the films, for the gate of a checkpoint that has none")
+    films.add_argument("config", type=Path, help="the TOML that the checkpoint was trained with")
+    films.add_argument("--out", type=Path, required=True, metavar="FILE", help="for trrg-export --films")
     _add_evaluate(commands.add_parser("evaluate", help="figures of a checkpoint, a bundle, or of written reports"))
     _add_rexrank(commands.add_parser("rexrank", help="write reports in the form of the leaderboard ReXrank"))
     _add_ablate(commands.add_parser("ablate", help="train without each part of the method, and compare"))
@@ -129,6 +132,12 @@ def _run(args: argparse.Namespace, typed: str) -> int:
         from trrg_train.plan import plan_run
 
         print(plan_run(read_config(args.config)).to_markdown(gpu_gib=args.gpu_gib))
+        return 0
+    if args.command == "films":
+        from trrg_train.films import write_films
+
+        write_films(read_config(args.config), args.out)
+        print(args.out)
         return 0
     if args.command == "evaluate":
         return _evaluate(args)

@@ -21,7 +21,9 @@ from trrg_train.data.study import Study
 from trrg_train.distributed import join_processes
 from trrg_train.draws import Draws
 from trrg_train.encodings import Encodings, Views, cached_encodings
+from trrg_train.films import save_films
 from trrg_train.models.checkpoint import (
+    FILMS,
     Checkpoint,
     CheckpointMeta,
     load_checkpoint,
@@ -240,6 +242,7 @@ def _save(
     kept = [s for s in studies if s.split == "val"][:: max(1, _stride(studies, config.stage2.parity_studies))]
     pixels = cached_pixels(kept[: config.stage2.parity_studies], first.preprocess, config.out / "cache")
     save_file({"pixels": torch.from_numpy(np.array(pixels))}, folder / "parity.safetensors")
+    save_films(studies, first.preprocess, config.out / "cache", folder / FILMS)
     train = [study.report for study in studies if study.split == "train"]
     save_reports(folder, [[*first.tokenizer.encode(report).ids, EOS_ID] for report in train])
     return meta

@@ -5,6 +5,7 @@ model.safetensors  every weight
 tokenizer.json
 meta.json          stage, clue bank, preprocessing, prompt, data description, evaluation; written last
 parity.safetensors preprocessed pixels of held-out studies, for the export's comparison (stage 2)
+films.safetensors  a sample of the films that it was trained on and held out, for the gate of a bundle (stage 2)
 reports.safetensors token ids of the training reports, for the drafts of a bundle (stage 2): this is their text
 """
 
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
@@ -37,6 +38,7 @@ from trrg_train.models.tokenizer import load_tokenizer
 from trrg_train.models.trrg import Prompt, Trrg
 
 SCHEMA = 1
+FILMS = "films.safetensors"
 _REPORTS = "reports.safetensors"
 
 
@@ -113,6 +115,23 @@ class Checkpoint:
             )
         return _read_tensors(path)["pixels"].float()
 
+    def films(self, path: Path | None = None) -> dict[str, torch.Tensor] | None:
+        """Return a sample of the films it was trained on and held out.
+
+        Args:
+            path: A file of ``trrg-train films``; None takes the checkpoint's own.
+
+        Returns:
+            Split and source, such as ``"train/nih"``, to uint8 (K, S, S), the model's input before mean and deviation,
+            0 to 255; None where no path is given and the checkpoint has none.
+
+        Raises:
+            UsageError: The file is missing, damaged, or of films that were preprocessed in another way.
+        """
+        if path is None and not (self.folder / FILMS).is_file():
+            return None
+        return read_films(path or self.folder / FILMS, self.preprocess)
+
     def train_reports(self) -> list[list[int]] | None:
         """Return the token ids of the training reports, each with its end token; None where they were not kept."""
         path = self.folder / _REPORTS
@@ -148,6 +167,18 @@ def save_checkpoint(
     (aside / "meta.json").write_text(json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
+
+
+def read_films(path: Path, preprocess: Preprocess) -> dict[str, torch.Tensor]:
+    """Read a file of films; see :meth:`Checkpoint.films`."""
+    if not path.is_file():
+        raise UsageError(f"{path}: expected the films that `trrg-train films CONFIG --out {path.name}` writes, no file")
+    films = _read_tensors(path)
+    with safe_open(path, "pt") as opened:
+        made_with = (opened.metadata() or {}).get("preprocess")
+    if made_with != json.dumps(preprocess.to_manifest(), sort_keys=True):
+        raise UsageError(f"{path}: its films were preprocessed otherwise than the model's; write them with its TOML")
+    return films
 
 
 def save_reports(folder: Path, reports: Sequence[Sequence[int]]) -> None:
