@@ -1,15 +1,19 @@
-"""How far is an image from the training films, as the vision encoder sees both?
+"""How far is an image from the training films, as the vision encoder sees them and as a coarse thumbnail?
 
-The encoder's patch vectors are reduced to their main directions, place by place: an upside-down chest has the patches
-of a chest, but not where they belong. Their distance is Mahalanobis' to the nearest of the training sets' means, with
-one covariance within the sets; as a root mean square, so that 1 is typical of a training film. All numbers are fitted
-by ``trrg-export`` (``trrg_export.distance``).
+Two distances, each divided by its limit; the larger one counts, and above 1 the image is refused:
+
+- **encoder**: Mahalanobis' distance of the mean patch vector to the nearest of the training sets' means, with one
+  covariance within the sets. It knows textures and parts: noise and pages are far.
+- **thumbnail**: distance of the 12 x 12 thumbnail (mean 0, deviation 1) to the nearest of some hundred mean ones. It
+  knows where things are: a hand, a skull or a breast is bright where a chest is dark.
+
+Both are root mean squares. All numbers are fitted by ``trrg-export`` (``trrg_export.distance``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,41 +22,82 @@ from numpy.typing import NDArray
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.errors import BundleError
 from trrg_sdk.gate_codes import reason
-from trrg_sdk.gate_specs import DistanceSpec
 from trrg_sdk.report import GateReason
 
 Float32 = NDArray[np.float32]
+THUMB = 12
+
+
+class Far(NamedTuple):
+    """Both distances of B images, float32 (B,) each."""
+
+    encoder: Float32
+    thumbnail: Float32
 
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """The fitted numbers. P patches of width Dv are reduced to K numbers each.
+    """The fitted numbers.
 
     Attributes:
-        basis: float32 (Dv, K).
-        means: float32 (sets, P * K), of the reduced patches.
-        whiten: float32 (P * K, P * K); its product with what is left of the mean has unit covariance.
+        means: float32 (sets, Dv), mean patch vectors of the training sets.
+        whiten: float32 (K, Dv); its product with what is left of the mean has unit covariance.
+        thumbnails: float32 (M, 144), means of like training films.
     """
 
-    basis: Float32
     means: Float32
     whiten: Float32
+    thumbnails: Float32
 
-    def of(self, patches: Float32) -> Float32:
+    def of(self, patches: Float32, thumbnails: Float32) -> Far:
         """Measure images.
 
         Args:
-            patches: float32 (B, P, Dv), the output ``patches`` of the vision graph.
+            patches: float32 (B, Dv), means over the patches that the vision graph gives.
+            thumbnails: float32 (B, 144), of :func:`thumbnail`.
+        """
+        left = (patches[:, None] - self.means) @ self.whiten.T  # (B, sets, K)
+        others = np.square(thumbnails).sum(axis=1)[:, None] + np.square(self.thumbnails).sum(axis=1)
+        squares = (others - 2 * thumbnails @ self.thumbnails.T).min(axis=1).clip(0) / THUMB**2
+        return Far(np.sqrt(np.square(left).mean(axis=2).min(axis=1)), np.sqrt(squares))
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """A distance with its limits."""
+
+    distance: Distance
+    limits: tuple[float, float]
+
+    def against(self, pixels: Float32, patches: Float32) -> tuple[GateReason, ...]:
+        """Judge one image.
+
+        Args:
+            pixels: float32 (channels, size, size), preprocessed.
+            patches: float32 (P, Dv), what the vision graph gives for it.
 
         Returns:
-            float32 (B,), without unit, 1 is typical.
+            The reason against reporting it, or nothing.
         """
-        places = (patches @ self.basis).reshape(len(patches), -1)
-        left = (places[:, None] - self.means) @ self.whiten.T  # (B, sets, P * K)
-        return np.asarray(np.sqrt(np.square(left).mean(axis=2).min(axis=1)), dtype=np.float32)
+        far = self.distance.of(patches.mean(axis=0)[None], thumbnail(pixels)[None])
+        share = max(float(value[0]) / limit for value, limit in zip(far, self.limits, strict=True))
+        return () if share <= 1 else (reason("unlike_training", far=share),)
 
 
-def read_distance(bundle: Bundle) -> Distance | None:
+def thumbnail(pixels: Float32) -> Float32:
+    """The image as float32 (144,), mean 0 and deviation 1.
+
+    Args:
+        pixels: float32 (channels, size, size), preprocessed; the channels are equal.
+    """
+    from PIL import Image  # late, so that `import trrg_sdk` stays fast
+
+    small = Image.fromarray(np.ascontiguousarray(pixels[0])).resize((THUMB, THUMB), Image.Resampling.BOX)
+    values = np.asarray(small, dtype=np.float32).ravel()
+    return np.asarray((values - values.mean()) / (values.std() + 1e-6), dtype=np.float32)
+
+
+def open_judge(bundle: Bundle) -> Judge | None:
     """Read the numbers of a bundle; None where it has none.
 
     Raises:
@@ -63,35 +108,12 @@ def read_distance(bundle: Bundle) -> Distance | None:
         return None
     try:
         with np.load(bundle.folder / spec.file, allow_pickle=False) as archive:
-            found = Distance(archive["basis"], archive["means"], archive["whiten"])
+            found = Distance(archive["means"], archive["whiten"], archive["thumbnails"])
     except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
         raise BundleError(f"{spec.file} cannot be read ({type(error).__name__}); restore the bundle") from error
-    arrays = {"basis": found.basis, "means": found.means, "whiten": found.whiten}
-    width = bundle.manifest.patch_grid[0] * bundle.manifest.patch_grid[1] * spec.components
-    shapes = {"basis": (None, spec.components), "means": (spec.sets, width), "whiten": (width, width)}
-    if any(not _fits(array, shapes[name]) for name, array in arrays.items()):
-        got = {name: array.shape for name, array in arrays.items()}
-        raise BundleError(f"{spec.file}: expected float32 arrays of {shapes}, got {got}; export the bundle again")
-    return found
-
-
-def _fits(array: NDArray[np.generic], shape: tuple[int | None, ...]) -> bool:
-    sizes = zip(array.shape, shape, strict=False)
-    return array.dtype == np.float32 and array.ndim == len(shape) and all(b in (None, a) for a, b in sizes)
-
-
-def judge(distance: Distance | None, spec: DistanceSpec | None, seen: Mapping[str, Float32]) -> tuple[GateReason, ...]:
-    """Judge one image by what the vision graph gave for it.
-
-    Args:
-        distance: Of the bundle; None judges nothing.
-        spec: Its entry in the manifest.
-        seen: Outputs of the vision graph for one image.
-
-    Returns:
-        The reason against reporting it, or nothing.
-    """
-    if distance is None or spec is None:
-        return ()
-    far = float(distance.of(seen["patches"])[0])
-    return () if far <= spec.threshold else (reason("unlike_training", far=far / spec.threshold),)
+    width = next(output.axes[-1] for output in bundle.manifest.graphs["vision"].outputs if output.name == "patches")
+    expected = ((spec.sets, width), (spec.components, width), (spec.thumbnails, THUMB**2))
+    got = tuple(array.shape for array in (found.means, found.whiten, found.thumbnails))
+    if got != expected or any(array.dtype != np.float32 for array in (found.means, found.whiten, found.thumbnails)):
+        raise BundleError(f"{spec.file}: expected float32 arrays of {expected}, got {got}; export the bundle again")
+    return Judge(found, (spec.encoder_limit, spec.thumbnail_limit))

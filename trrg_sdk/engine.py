@@ -25,7 +25,7 @@ from trrg_sdk.decoding.options import Decoding
 from trrg_sdk.decoding.rules import Rules
 from trrg_sdk.decoding.sampling import sample
 from trrg_sdk.decoding.store import ReportStore, StoreArrays
-from trrg_sdk.distance import judge, read_distance
+from trrg_sdk.distance import open_judge
 from trrg_sdk.errors import BundleError, DeviceError, UsageError
 from trrg_sdk.report import ClueScores, GateReason
 
@@ -88,7 +88,7 @@ class Engine:
         self._tokenizer: Future[Tokenizer] = pool.submit(_open_tokenizer, bundle.tokenizer_path)
         pool.shutdown(wait=False)
         self._token_embedding = bundle.token_embedding()
-        self._distance = read_distance(bundle)
+        self._judge = open_judge(bundle)
         self.clues = _bundled(bundle)
         if clues:
             self._check_room(len(self.clues.names) + len(clues))
@@ -125,7 +125,7 @@ class Engine:
             raise DeviceError(f"the model gave values that are no numbers on device {self._device}; try device cpu")
         scores = self.clues.scores(fused["clue_logits"][0], override=override)
         heat = heat_maps(fused["clue_heat"][0], names=self.clues.names, grid=self._manifest.patch_grid)
-        against = judge(self._distance, self._manifest.distance, seen)
+        against = self._judge.against(pixels, seen["patches"][0]) if self._judge else ()
         return Perception(scores, heat, self._prompt(fused["prompt_embeds"][0]), against)
 
     def write(self, prompt: Float32, *, scores: ClueScores | None = None) -> Generation:

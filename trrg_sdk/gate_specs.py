@@ -46,31 +46,47 @@ ADULTS = PopulationSpec(minimum_age=18, views=("PA", "AP"))
 
 @dataclass(frozen=True, slots=True)
 class DistanceSpec:
-    """The distance of an image to the training films, as the vision encoder sees both (``trrg_sdk.distance``).
+    """The distance of an image to the training films (``trrg_sdk.distance``); one beyond a limit is refused.
 
     Attributes:
         file: Its numbers, ``.npz``.
-        components: Directions that a patch is reduced to.
+        components: Directions in which the encoder's vectors are compared.
         sets: Training sets, each with a mean of its own.
-        threshold: An image that is farther is refused.
-        quantile: The part of the held-out films (of the data set where it is least) that lies within the threshold.
-        films: Data set and split → how many films it was fitted on, or the threshold was chosen on.
-        fitted: How, in words.
+        thumbnails: How many mean thumbnails there are.
+        encoder_limit: Of the distance of the encoder's vectors.
+        thumbnail_limit: Of the distance of the thumbnails.
+        quantile: The part of the held-out films within both limits, in the data set where it is least.
+        films: Split and data set, such as ``"train/nih"`` → how many films it was fitted on (``train``), or the limits
+            were chosen on (``val``).
     """
 
     file: str
     components: int
     sets: int
-    threshold: float
+    thumbnails: int
+    encoder_limit: float
+    thumbnail_limit: float
     quantile: float
     films: Mapping[str, int]
-    fitted: str
 
     def __post_init__(self) -> None:
-        """Refuse a threshold that lets nothing pass, a part that is none, and sizes below 1."""
-        if self.threshold <= 0:
-            raise ValueError(f"expected a threshold above 0, got {self.threshold}")
-        if not 0 < self.quantile <= 1:
-            raise ValueError(f"expected a quantile above 0 and at most 1, got {self.quantile}")
-        if min(self.components, self.sets) < 1:
-            raise ValueError(f"expected at least 1 of components and sets, got {self.components} and {self.sets}")
+        """Refuse limits that let nothing pass, a part that is none, and sizes below 1."""
+        limits, sizes = (self.encoder_limit, self.thumbnail_limit), (self.components, self.sets, self.thumbnails)
+        if min(limits) <= 0:
+            raise ValueError(f"expected limits above 0, got {limits}")
+        if not 0 <= self.quantile <= 1:
+            raise ValueError(f"expected a quantile from 0 to 1, got {self.quantile}")
+        if min(sizes) < 1:
+            raise ValueError(f"expected at least 1 of components, sets and thumbnails, got {sizes}")
+
+    def described(self) -> str:
+        """How it was fitted, in words."""
+        fitted, held_out = self._counts("train/"), self._counts("val/")
+        return (
+            f"fitted on films of the training ({fitted}); of those held out ({held_out}) at least {self.quantile:.1%} "
+            "of each set are within the limits"
+        )
+
+    def _counts(self, split: str) -> str:
+        found = {name.removeprefix(split): count for name, count in self.films.items() if name.startswith(split)}
+        return ", ".join(f"{count} of {name}" for name, count in found.items())

@@ -132,7 +132,7 @@ def _population(population: PopulationSpec) -> str:
 def _distance(distance: DistanceSpec | None) -> str:
     if distance is None:
         return "images are not compared with the training films"
-    return f"images farther than {distance.threshold:.3g} from the training films are refused; {distance.fitted}"
+    return f"images that are far from the training films are refused; {distance.described()}"
 
 
 def _graphs(manifest: Manifest) -> Rows:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from trrg_export.describe import bundle_id
 from trrg_export.model_card import with_gate
 from trrg_export.place import beside, put_in_place
 from trrg_export.sbom_renewal import MODEL_CARD, SBOM_FILE
 from trrg_sdk.backends import onnxruntime, open_graphs
 from trrg_sdk.bundle import Bundle, write_manifest
-from trrg_sdk.distance import Distance
+from trrg_sdk.distance import Distance, thumbnail
 from trrg_sdk.errors import UsageError
 from trrg_sdk.gate_specs import DistanceSpec
 from trrg_sdk.manifest import Manifest
@@ -27,14 +30,22 @@ from trrg_train.models.checkpoint import read_films
 
 _LOG = logging.getLogger(__name__)
 FILE = "distance.npz"
-_COMPONENTS = 12
-_SHRINK = 0.1  # of the covariance to a multiple of the unit matrix
-_VARIED = 1  # changed copies of each film, beside the film as it is
-_QUANTILE = 0.99
-_MARGIN = 1.1
+_COMPONENTS = 384  # at most; a wider encoder is compared in the directions in which its vectors vary most
+_SHRINK = 0.003  # of the covariance to a multiple of the unit matrix
+_THUMBNAILS = 128  # of a training set, at most; a mean of at least four films each
+_ROUNDS = 10  # of the search for them
+_QUANTILE = 0.99  # of the held-out films of the set that is farthest away
+_MARGIN = 1.1  # beyond it: held-out sets may be small
 
 Films = Mapping[str, NDArray[np.uint8]]
 Float32 = NDArray[np.float32]
+
+
+class Seen(NamedTuple):
+    """K films: mean patch vectors, float32 (K, Dv), and thumbnails, float32 (K, 144)."""
+
+    patches: Float32
+    thumbnails: Float32
 
 
 def add_distance(bundle: Bundle, films: Films) -> DistanceSpec:
@@ -46,23 +57,35 @@ def add_distance(bundle: Bundle, films: Films) -> DistanceSpec:
 
     Returns:
         What the manifest says about it.
+
+    Raises:
+        UsageError: There are no films of one of the splits.
     """
-    patches = {name: seen_of(bundle, both(kept, seed=row)) for row, (name, kept) in enumerate(sorted(films.items()))}
-    train = {name: seen for name, seen in patches.items() if name.startswith("train/")}
-    distance = fit(train)
-    held_out = {name: distance.of(seen) for name, seen in patches.items() if name.startswith("val/")}
-    threshold = max(float(np.quantile(far, _QUANTILE)) for far in held_out.values()) * _MARGIN
-    np.savez(bundle.folder / FILE, basis=distance.basis, means=distance.means, whiten=distance.whiten)
-    within = {name: float((far <= threshold).mean()) for name, far in held_out.items()}
-    _LOG.info("distance to the training films: threshold %.3g; held-out films within it: %s", threshold, within)
+    if {name.partition("/")[0] for name in films} != {"train", "val"}:
+        raise UsageError(f"the gate is fitted on films of the splits train and val, these are {sorted(films)}")
+    _LOG.info("fitting the gate on %d films", sum(map(len, films.values())))
+    seen = {name: look(bundle, both(kept, seed=row)) for row, (name, kept) in enumerate(sorted(films.items()))}
+    distance = fit([rows for name, rows in seen.items() if name.startswith("train/")])
+    far = {name: distance.of(*rows) for name, rows in seen.items() if name.startswith("val/")}
+    limits = tuple(
+        round(_MARGIN * max(float(np.quantile(values[kind], _QUANTILE)) for values in far.values()), 4)
+        for kind in range(2)
+    )
+    within = {
+        name: float(((values.encoder <= limits[0]) & (values.thumbnail <= limits[1])).mean())
+        for name, values in far.items()
+    }
+    _LOG.info("held-out films within its limits: %s", ", ".join(f"{name} {part:.1%}" for name, part in within.items()))
+    np.savez(bundle.folder / FILE, **{field.name: getattr(distance, field.name) for field in fields(distance)})
     return DistanceSpec(
         file=FILE,
-        components=_COMPONENTS,
-        sets=len(train),
-        threshold=round(threshold, 4),
+        components=len(distance.whiten),
+        sets=len(distance.means),
+        thumbnails=len(distance.thumbnails),
+        encoder_limit=limits[0],
+        thumbnail_limit=limits[1],
         quantile=round(min(within.values()), 4),
-        films={name: len(kept) for name, kept in films.items()},
-        fitted="",
+        films={name: len(kept) for name, kept in sorted(films.items())},
     )
 
 
@@ -82,6 +105,7 @@ def refit(path: Path, films: Path) -> Manifest:
             every file stands: such a one is exported again.
     """
     bundle = Bundle.load(path)
+    signed = is_signed(bundle)
     if SBOM_FILE in bundle.manifest.files:
         raise UsageError(
             f"{path} has a bill of materials of its files: export its checkpoint again with --films {films}"
@@ -92,34 +116,34 @@ def refit(path: Path, films: Path) -> Manifest:
             (aside / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path / file, aside / file)
         spec = add_distance(dataclasses.replace(bundle, folder=aside), kept)
-        complete = dataclasses.replace(bundle.manifest, distance=spec)
+        name = bundle_id(bundle.manifest.model.name, aside)
+        complete = dataclasses.replace(bundle.manifest, distance=spec, bundle_id=name)
         card = aside / MODEL_CARD
         if card.is_file():
             card.write_text(with_gate(card.read_text(encoding="utf-8"), complete), encoding="utf-8")
         written = write_manifest(aside, complete)
         put_in_place(aside, path.resolve())
-    if is_signed(bundle):
+    if signed:
         _LOG.warning("the signature is gone, it was that of the old gate: sign the bundle again")
     return written
 
 
-def seen_of(bundle: Bundle, films: NDArray[np.uint8]) -> Float32:
-    """Look at films with the vision graph.
+def look(bundle: Bundle, films: NDArray[np.uint8]) -> Seen:
+    """Look at films as the runtime does.
 
     Args:
         bundle: With its vision graph.
         films: uint8 (K, S, S), preprocessed but for mean and deviation.
-
-    Returns:
-        Its output ``patches``, float32 (K, P, Dv).
     """
     preprocess = Preprocess.from_manifest(bundle.preprocess)
     graph = open_graphs(onnxruntime.open_backend(device="cpu"), bundle, ("vision",))["vision"]
-    found = []
-    for film in films:  # one at a time, as the runtime does
+    patches, thumbnails = [], []
+    for film in films:
         pixels = (film.astype(np.float32) / 255 - np.float32(preprocess.mean)) / np.float32(preprocess.std)
-        found.append(graph.run({"pixels": np.repeat(pixels[None], preprocess.channels, axis=0)[None]})["patches"][0])
-    return np.stack(found)
+        image = np.repeat(pixels[None], preprocess.channels, axis=0)
+        patches.append(graph.run({"pixels": image[None]})["patches"][0].mean(axis=0))
+        thumbnails.append(thumbnail(image))
+    return Seen(np.stack(patches), np.stack(thumbnails))
 
 
 def both(films: NDArray[np.uint8], *, seed: int) -> NDArray[np.uint8]:
@@ -156,20 +180,40 @@ def varied(film: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint
     return np.asarray(np.round(curved), dtype=np.uint8)
 
 
-def fit(train: Mapping[str, Float32]) -> Distance:
-    """Fit a distance.
+def fit(train: Sequence[Seen]) -> Distance:
+    """Fit a distance; each training set counts the same, however large.
 
     Args:
-        train: Training set → patches, float32 (K, P, Dv).
+        train: What was seen of each set.
     """
-    everything = np.concatenate([seen.reshape(-1, seen.shape[-1]) for seen in train.values()])
-    _, vectors = np.linalg.eigh(np.cov(everything.T))
-    basis = np.ascontiguousarray(vectors[:, ::-1][:, :_COMPONENTS], dtype=np.float32)
-    places = {name: (seen @ basis).reshape(len(seen), -1).astype(np.float64) for name, seen in train.items()}
-    means = np.stack([rows.mean(axis=0) for rows in places.values()])
-    left = np.concatenate([(rows - rows.mean(axis=0)) / np.sqrt(len(rows)) for rows in places.values()])
-    within = left.T @ left / len(places)  # each set counts the same, however large
+    means = np.stack([rows.patches.mean(axis=0) for rows in train])
+    left = np.concatenate(
+        [(rows.patches - mean) / np.sqrt(len(rows.patches)) for rows, mean in zip(train, means, strict=True)]
+    ).astype(np.float64)
+    within = left.T @ left / len(train)
     size = len(within)
     within = (1 - _SHRINK) * within + _SHRINK * np.trace(within) / size * np.eye(size)
-    whiten = np.linalg.inv(np.linalg.cholesky(within))
-    return Distance(basis, means.astype(np.float32), whiten.astype(np.float32))
+    values, vectors = np.linalg.eigh(within)
+    kept = slice(max(0, size - _COMPONENTS), size)
+    whiten = (vectors[:, kept] / np.sqrt(values[kept])).T
+    thumbnails = np.concatenate([centres(rows.thumbnails) for rows in train])
+    return Distance(means, whiten.astype(np.float32), thumbnails)
+
+
+def centres(rows: Float32, *, seed: int = 0) -> Float32:
+    """Means of like rows, by Lloyd's method.
+
+    Args:
+        rows: float32 (K, D).
+        seed: Of the rows to begin with.
+
+    Returns:
+        float32 (M, D), a mean of K / M rows each on average, at least four.
+    """
+    count = max(1, min(_THUMBNAILS, len(rows) // 4))
+    found = rows[np.random.default_rng(seed).choice(len(rows), count, replace=False)]
+    for _ in range(_ROUNDS):
+        nearest = (np.square(found).sum(axis=1) - 2 * rows @ found.T).argmin(axis=1)
+        members = [rows[nearest == place] for place in range(count)]
+        found = np.stack([own.mean(axis=0) if len(own) else old for own, old in zip(members, found, strict=True)])
+    return found

@@ -83,7 +83,7 @@ def _gate(manifest: Manifest) -> str:
     people = "Patients of any age." if age is None else f"Patients younger than {age:g} years are refused."
     views = f"Views: {', '.join(manifest.population.views)} (LL: lateral of either side)."
     far = (
-        f"Images farther than {distance.threshold:.3g} from the training films are refused. {distance.fitted}"
+        f"Images that are far from the training films are refused. The distance was {distance.described()}."
         if distance
         else "**Images are not compared with the training films**: the checkpoint was exported without them."
     )

@@ -58,7 +58,7 @@ def test_the_random_model_writes_something_different_for_each_study(tiny_checkpo
 def test_files_are_those_of_the_contract(fp32_bundle: Path) -> None:
     manifest = Bundle.load(fp32_bundle).manifest
     graphs = {f"graphs/{name}.onnx" for name in ("vision", "clue_encoder", "fusion", "decoder")}
-    arrays = {"tokenizer.json", "token_embedding.npy", "clue_bank.npz", "model_card.md"}
+    arrays = {"tokenizer.json", "token_embedding.npy", "clue_bank.npz", "distance.npz", "model_card.md"}
     about = {"graphs/summary.json", "sbom.cdx.json"}
     drafts = {f"drafts/{name}.npy" for name in ("tokens", "order", "sentences")}
     assert manifest.files.keys() == graphs | arrays | about | drafts

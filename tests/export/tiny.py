@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -9,13 +11,14 @@ from safetensors.torch import save_file
 
 from trrg_sdk.labeler import OBSERVATIONS
 from trrg_sdk.preprocess import Preprocess
-from trrg_train.models.checkpoint import CheckpointMeta, save_checkpoint, save_reports
+from trrg_train.models.checkpoint import FILMS, CheckpointMeta, save_checkpoint, save_reports
 from trrg_train.models.clue_bank import BankedClue
 from trrg_train.models.config import ModelConfig
 from trrg_train.models.tokenizer import BOS_ID, EOS_ID, train_tokenizer
 from trrg_train.models.trrg import Prompt, Trrg
 
 SIZE = 64
+FILM_SETS = {"train/drawn": 24, "train/other": 12, "val/drawn": 8}
 VISION = {
     "model_type": "resnet",
     "num_channels": 1,
@@ -85,7 +88,20 @@ def write_checkpoint(folder: Path, *, stage: int = 2, **changes: object) -> Path
     reports = ["FINDINGS: The lungs are clear.", "There is Edema. The lungs are clear.", "FINDINGS: There is Edema."]
     save_reports(folder, [[*tokenizer.encode(text).ids, EOS_ID] for text in reports * (stage == 2)])
     save_file({"pixels": torch.randn(6, 1, SIZE, SIZE)}, folder / "parity.safetensors")
+    if stage == 2:
+        write_films(folder / FILMS, meta.preprocess)
     return folder
+
+
+def write_films(path: Path, preprocess: Mapping[str, object], sets: Mapping[str, int] = FILM_SETS) -> Path:
+    """A file of films as ``trrg-train`` writes it: smooth noise about one bright place."""
+    generator = torch.Generator().manual_seed(3)
+    place = torch.linspace(-1, 1, SIZE)
+    bright = 160 * torch.exp(-3 * (place[:, None] ** 2 + place**2))
+    noise = {name: torch.rand(count, SIZE, SIZE, generator=generator) for name, count in sets.items()}
+    films = {name: (bright + 60 * values).to(torch.uint8) for name, values in noise.items()}
+    save_file(films, path, metadata={"preprocess": json.dumps(dict(preprocess), sort_keys=True)})
+    return path
 
 
 def _settle(model: Trrg) -> None:
