@@ -66,9 +66,18 @@ def select(
     reasons_of = {id(item): reasons for item, reasons in zip(candidates, found, strict=True)}
     unaided = [item for item in passed if not reasons_of[id(item)]]
     chosen, others = pick_frontal(unaided or passed, laterals=population.laterals or "lateral_view" in accept)
-    overridden = reasons_of[id(chosen)]
     unused = {id(chosen): ()} | {id(item): reasons_of[id(item)] or (reason,) for item, reason in others}
     why_not = [unused.get(id(item), reasons) for item, reasons in zip(candidates, found, strict=True)]
+    return _selection(candidates, chosen, why_not, overridden=reasons_of[id(chosen)])
+
+
+def _selection(
+    candidates: Sequence[Radiograph | InputError],
+    chosen: Radiograph,
+    why_not: Sequence[tuple[GateReason, ...]],
+    *,
+    overridden: tuple[GateReason, ...],
+) -> Selection:
     images = tuple(
         _image_info(item, reasons, used=item is chosen)
         for item, reasons in zip(candidates, why_not, strict=True)

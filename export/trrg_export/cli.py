@@ -58,12 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="GPU to build engines for, can be repeated (default 8.6, 8.9 and 12.0; when rebuilding, this machine's)",
     )
     _add_forms(parser)
-    parser.add_argument(
-        "--films", type=Path, metavar="FILE", help="of `trrg-train films`, for the gate (default the checkpoint's own)"
-    )
-    parser.add_argument(
-        "--fit-gate", type=Path, metavar="BUNDLE", help="fit its gate on --films FILE anew; takes no checkpoint"
-    )
+    _add_gate(parser)
     parser.add_argument("--force", action="store_true", help="replace the bundle that is there")
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign it with this Ed25519 private key (PEM)")
     parser.add_argument("--studies", type=int, metavar="N", help="parity studies to compare (default all)")
@@ -81,6 +76,16 @@ def build_parser() -> argparse.ArgumentParser:
         help="least share of study-observation pairs with the same label (default fp32 1, others 0.99)",
     )
     return parser
+
+
+def _add_gate(parser: argparse.ArgumentParser) -> None:
+    """What the gate of the bundle is fitted on."""
+    parser.add_argument(
+        "--films", type=Path, metavar="FILE", help="of `trrg-train films`, for the gate (default the checkpoint's own)"
+    )
+    parser.add_argument(
+        "--fit-gate", type=Path, metavar="BUNDLE", help="fit its gate on --films FILE anew; takes no checkpoint"
+    )
 
 
 def _add_forms(parser: argparse.ArgumentParser) -> None:

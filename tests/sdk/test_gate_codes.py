@@ -22,7 +22,7 @@ from trrg_sdk.report import GateReason
 from trrg_sdk.study import select
 
 WORDS = {"modality": "CT", "part": "HAND", "view": "LL", "rows": 9, "columns": 9, "least": 128, "share": 0.9}
-WORDS |= {"views": "PA and AP", "colour": "black", "better": "PA", "tried": 8, "count": 9}
+WORDS |= {"views": "PA and AP", "far": 1.2, "colour": "black", "better": "PA", "tried": 8, "count": 9}
 
 
 def stored(pixels: NDArray[Any]) -> dict[str, Any]:
@@ -80,7 +80,8 @@ def codes(reasons: tuple[GateReason, ...]) -> list[str]:
 
 
 def test_every_code_of_the_gate_has_a_trigger_here() -> None:
-    assert set(TRIGGERS) == set(ACCEPTABLE)
+    of_the_model = {"unlike_training"}  # test_distance.py: the bundle's numbers say it
+    assert set(TRIGGERS) | of_the_model == set(ACCEPTABLE)
     assert set(UNREAD) < set(REFUSALS) - set(ACCEPTABLE)
 
 

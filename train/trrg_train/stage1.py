@@ -196,19 +196,24 @@ def run_stage1(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
     batches = Stage1Batches(train, pixels, config, tokenizer)
     fitted = _fit(perceiver, config, prompts=tokens, batches=batches, held_out=seen, resume=resume)
     if run.is_main_process:
-        made = (*(source.made_by for source in config.sources if source.made_by), *commands)
-        meta = CheckpointMeta(
-            1,
-            bank,
-            preprocess.to_manifest(),
-            data=describe(studies),
-            commands=made,
-            seed=config.seed,
-            population=config.population,
-        )
+        meta = _meta(config, bank, preprocess, data=describe(studies), commands=commands)
         _save(fitted, config, tokenizer, meta, seen)
     run.wait_for_everyone()
     return config.out / "stage1"
+
+
+def _meta(
+    config: RunConfig, bank: tuple[BankedClue, ...], preprocess: Preprocess, *, data: str, commands: tuple[str, ...]
+) -> CheckpointMeta:
+    return CheckpointMeta(
+        1,
+        bank,
+        preprocess.to_manifest(),
+        data=data,
+        commands=(*(source.made_by for source in config.sources if source.made_by), *commands),
+        seed=config.seed,
+        population=config.population,
+    )
 
 
 class HeldOut:
