@@ -31,7 +31,7 @@ from trrg_train.distributed import gather_rows, gradient_of_whole, join_processe
 from trrg_train.draws import Draw, Draws, draw_random
 from trrg_train.losses import prompt_contrast, sentence_contrast
 from trrg_train.metrics import macro
-from trrg_train.models.checkpoint import Checkpoint, CheckpointMeta, load_checkpoint, save_checkpoint, weights_hash
+from trrg_train.models.checkpoint import CheckpointMeta, load_checkpoint, save_checkpoint, weights_hash
 from trrg_train.models.clue_bank import BankedClue, tokenize
 from trrg_train.models.perceiver import Perceiver
 from trrg_train.models.tokenizer import train_tokenizer
@@ -188,12 +188,8 @@ def run_stage1(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
     preprocess = Preprocess(size=config.model.image_size, channels=1)
     bank = tuple(BankedClue(name, *prompts(name)) for name in OBSERVATIONS)
     ordered = [clue.positive for clue in bank] + [clue.negative for clue in bank]
-    start = _start(config, preprocess) if config.stage1.start else None
     corpus = [*(s.report for s in train), *ordered, config.model.instruction]
-    tokenizer = start.tokenizer if start else train_tokenizer(corpus, vocab_size=config.stage1.vocab_size)
-    perceiver = Perceiver(config.model, vocab_size=tokenizer.get_vocab_size())
-    if start:
-        perceiver.load_state_dict(start.perceiver().state_dict())
+    perceiver, tokenizer, before = _begin(config, preprocess, corpus)
     tokens = tokenize(ordered, tokenizer, max_length=config.model.max_text_length)
     with run.main_process_first():
         pixels = cached_pixels(train, preprocess, config.out / "cache")
@@ -201,40 +197,40 @@ def run_stage1(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
     batches = Stage1Batches(train, pixels, config, tokenizer)
     fitted = _fit(perceiver, config, prompts=tokens, batches=batches, held_out=seen, resume=resume)
     if run.is_main_process:
-        before = start.meta.commands if start else ()
         made = (*(source.made_by for source in config.sources if source.made_by), *before, *commands)
+        commands = tuple(dict.fromkeys(made))
         meta = CheckpointMeta(
-            stage=1,
-            clues=bank,
-            preprocess=preprocess.to_manifest(),
-            data=describe(studies),
-            commands=tuple(dict.fromkeys(made)),
-            seed=config.seed,
+            1, bank, preprocess.to_manifest(), data=describe(studies), commands=commands, seed=config.seed
         )
         _save(fitted, config, tokenizer, meta, seen)
     run.wait_for_everyone()
     return config.out / "stage1"
 
 
-def _start(config: RunConfig, preprocess: Preprocess) -> Checkpoint:
-    """Read the checkpoint that the stage goes on from.
+def _begin(config: RunConfig, preprocess: Preprocess, corpus: Sequence[str]) -> tuple[Perceiver, Any, tuple[str, ...]]:
+    """Make new encoders and a tokenizer of the corpus, or take both from the checkpoint that the stage goes on from.
+
+    Returns:
+        Encoders, tokenizer, and the commands that made them.
 
     Raises:
-        UsageError: It is none, or its encoders are of other sizes or see other images than this run's.
+        UsageError: The checkpoint is none, or its encoders are of other sizes or see other images than this run's.
     """
-    start = load_checkpoint(Path(config.stage1.start))
+    if not config.stage1.start:
+        tokenizer = train_tokenizer(corpus, vocab_size=config.stage1.vocab_size)
+        return Perceiver(config.model, vocab_size=tokenizer.get_vocab_size()), tokenizer, ()
+    start, named = load_checkpoint(Path(config.stage1.start)), f"[stage1] start = {config.stage1.start!r}"
     for part in ("vision", "clue_encoder", "joint_dim", "patch_grid"):
         if getattr(start.config, part) != getattr(config.model, part):
-            raise UsageError(
-                f"[stage1] start = {config.stage1.start!r}: its {part} is not that of [model]; "
-                f"copy {part} from the config.json there"
-            )
+            raise UsageError(f"{named}: its {part} is not that of [model]; copy {part} from the config.json there")
     if start.preprocess != preprocess:
         raise UsageError(
-            f"[stage1] start = {config.stage1.start!r} was trained on images of {start.preprocess.size} pixels "
-            f"a side, [model] image_size is {preprocess.size}"
+            f"{named} was trained on images of {start.preprocess.size} pixels a side, [model] image_size is "
+            f"{preprocess.size}"
         )
-    return start
+    perceiver = Perceiver(config.model, vocab_size=start.tokenizer.get_vocab_size())
+    perceiver.load_state_dict(start.perceiver().state_dict())
+    return perceiver, start.tokenizer, start.meta.commands
 
 
 class HeldOut:
