@@ -107,6 +107,10 @@ class Stage1Config:
         hard_negative_weight: Of a sentence that asserts what the image's report denies.
         contrast_weight: Of the sentence contrast beside the prompt contrast.
         max_positive_weight: Limit of the class balance of the prompt contrast.
+        start: Folder of a checkpoint whose encoders and tokenizer this stage goes on from, relative to the working
+            folder like ``out``; empty for new ones. ``vocab_size`` does nothing then.
+        average: The mean of the weights of so many last saved steps is kept (``save_steps`` apart), instead of one
+            step's; 0 switches it off. It helps small sets, whose last steps differ by chance.
         select_by: Which step is kept, unless ``eval_steps`` is 0: that of the best ``"macro_auc"`` on the held-out
             studies (mean over sources of the mean over observations), or the ``"last"``.
     """
@@ -120,11 +124,18 @@ class Stage1Config:
     hard_negative_weight: float = 2.0
     contrast_weight: float = 0.3
     max_positive_weight: float = 6.0
+    start: str = ""
+    average: int = 0
     select_by: str = "macro_auc"
 
     def __post_init__(self) -> None:
         """Refuse a choice that is none."""
         _check_choice(self.select_by, SELECT_STAGE1, self.optim)
+        if self.average < 0 or (self.average and self.optim.eval_steps and self.select_by != LAST):
+            raise UsageError(
+                f"average = {self.average} must not be negative, and asks for eval_steps = 0 or select_by = {LAST!r}: "
+                "the mean of several steps or the best of them is kept, not both"
+            )
         if self.contrast not in CONTRASTS:
             raise UsageError(f"contrast must be one of {', '.join(CONTRASTS)}, not {self.contrast!r}")
 

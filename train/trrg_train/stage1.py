@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from trrg_sdk.errors import UsageError
 from trrg_sdk.labeler import OBSERVATIONS
 from trrg_sdk.preprocess import Preprocess
 from trrg_train.augment import augment
+from trrg_train.averaging import average_steps
 from trrg_train.calibration import calibrate
 from trrg_train.config import RunConfig, Stage1Config
 from trrg_train.data.grammar import prompts
@@ -29,7 +31,7 @@ from trrg_train.distributed import gather_rows, gradient_of_whole, join_processe
 from trrg_train.draws import Draw, Draws, draw_random
 from trrg_train.losses import prompt_contrast, sentence_contrast
 from trrg_train.metrics import macro
-from trrg_train.models.checkpoint import CheckpointMeta, save_checkpoint
+from trrg_train.models.checkpoint import CheckpointMeta, load_checkpoint, save_checkpoint, weights_hash
 from trrg_train.models.clue_bank import BankedClue, tokenize
 from trrg_train.models.perceiver import Perceiver
 from trrg_train.models.tokenizer import train_tokenizer
@@ -187,8 +189,7 @@ def run_stage1(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
     bank = tuple(BankedClue(name, *prompts(name)) for name in OBSERVATIONS)
     ordered = [clue.positive for clue in bank] + [clue.negative for clue in bank]
     corpus = [*(s.report for s in train), *ordered, config.model.instruction]
-    tokenizer = train_tokenizer(corpus, vocab_size=config.stage1.vocab_size)
-    perceiver = Perceiver(config.model, vocab_size=tokenizer.get_vocab_size())
+    perceiver, tokenizer, before = _begin(config, preprocess, corpus)
     tokens = tokenize(ordered, tokenizer, max_length=config.model.max_text_length)
     with run.main_process_first():
         pixels = cached_pixels(train, preprocess, config.out / "cache")
@@ -196,7 +197,7 @@ def run_stage1(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
     batches = Stage1Batches(train, pixels, config, tokenizer)
     fitted = _fit(perceiver, config, prompts=tokens, batches=batches, held_out=seen, resume=resume)
     if run.is_main_process:
-        meta = _meta(config, bank, preprocess, data=describe(studies), commands=commands)
+        meta = _meta(config, bank, preprocess, data=describe(studies), commands=(*before, *commands))
         _save(fitted, config, tokenizer, meta, seen)
     run.wait_for_everyone()
     return config.out / "stage1"
@@ -210,10 +211,36 @@ def _meta(
         bank,
         preprocess.to_manifest(),
         data=data,
-        commands=(*(source.made_by for source in config.sources if source.made_by), *commands),
+        commands=tuple(dict.fromkeys([*(source.made_by for source in config.sources if source.made_by), *commands])),
         seed=config.seed,
         population=config.population,
     )
+
+
+def _begin(config: RunConfig, preprocess: Preprocess, corpus: Sequence[str]) -> tuple[Perceiver, Any, tuple[str, ...]]:
+    """Make new encoders and a tokenizer of the corpus, or take both from the checkpoint that the stage goes on from.
+
+    Returns:
+        Encoders, tokenizer, and the commands that made them.
+
+    Raises:
+        UsageError: The checkpoint is none, or its encoders are of other sizes or see other images than this run's.
+    """
+    if not config.stage1.start:
+        tokenizer = train_tokenizer(corpus, vocab_size=config.stage1.vocab_size)
+        return Perceiver(config.model, vocab_size=tokenizer.get_vocab_size()), tokenizer, ()
+    start, named = load_checkpoint(Path(config.stage1.start)), f"[stage1] start = {config.stage1.start!r}"
+    for part in ("vision", "clue_encoder", "joint_dim", "patch_grid"):
+        if getattr(start.config, part) != getattr(config.model, part):
+            raise UsageError(f"{named}: its {part} is not that of [model]; copy {part} from the config.json there")
+    if start.preprocess != preprocess:
+        raise UsageError(
+            f"{named} was trained on images of {start.preprocess.size} pixels a side, [model] image_size is "
+            f"{preprocess.size}"
+        )
+    perceiver = Perceiver(config.model, vocab_size=start.tokenizer.get_vocab_size())
+    perceiver.load_state_dict(start.perceiver().state_dict())
+    return perceiver, start.tokenizer, start.meta.commands
 
 
 class HeldOut:
@@ -244,18 +271,23 @@ def _fit(
     indices = repeated(batches.studies, config.sources)
     balance = class_balance(batches.labels.numpy()[indices], limit=config.stage1.max_positive_weight)
     optim, steps = config.stage1.optim, config.out / "stage1-steps"
+    begun = {"start": weights_hash(Path(config.stage1.start))} if config.stage1.start else {}
     task = Stage1Task(perceiver, config.stage1, prompts=prompts, balance=balance)
     if not optim.epochs:
         return Fitted(task, 0, [])
     validation = PerceptionValidation(held_out.studies, lambda task: task.perceive(held_out.pixels))
-    return fit(
+    keep, select_by = config.stage1.average, config.stage1.select_by
+    fitted = fit(
         task,
         Draws(indices, epochs=optim.epochs, seed=config.seed),
         batches,
-        arguments=training_arguments(optim, steps, seed=config.seed, select_by=config.stage1.select_by),
-        resume=step_to_resume(steps, settings_of(config, "stage1"), resume=resume),
+        arguments=training_arguments(optim, steps, seed=config.seed, select_by=select_by, keep=max(2, keep)),
+        resume=step_to_resume(steps, settings_of(config, "stage1", **begun), resume=resume),
         watch=Watch(validation, config.out, "stage1", patience=optim.patience),
     )
+    if keep and PartialState().is_main_process:
+        average_steps(fitted.task, steps, count=keep)
+    return fitted
 
 
 def _save(fitted: Fitted, config: RunConfig, tokenizer: Any, meta: CheckpointMeta, held_out: HeldOut) -> None:

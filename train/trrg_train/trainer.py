@@ -38,14 +38,17 @@ ONLY_AFTER_THE_LAST = 10**9
 """A number of steps that no run has: the Trainer evaluates after the last step whatever that is."""
 
 
-def training_arguments(optim: OptimConfig, folder: Path, *, seed: int, select_by: str = LAST) -> TrainingArguments:
+def training_arguments(
+    optim: OptimConfig, folder: Path, *, seed: int, select_by: str = LAST, keep: int = 2
+) -> TrainingArguments:
     """Translate our few options.
 
     Args:
         optim: Of the stage.
-        folder: Where resumable steps are kept (the last two).
+        folder: Where resumable steps are kept.
         seed: Of initialisation; the order of the studies is that of :class:`~trrg_train.draws.Draws`.
         select_by: The figure of the validation whose best step is kept, if there are several evaluations.
+        keep: So many of the last steps.
     """
     return TrainingArguments(
         output_dir=str(folder),
@@ -62,7 +65,7 @@ def training_arguments(optim: OptimConfig, folder: Path, *, seed: int, select_by
         bf16=optim.precision == "bf16",
         activation_checkpointing=optim.activation_checkpointing,
         save_steps=optim.save_steps,
-        save_total_limit=2,
+        save_total_limit=keep,
         seed=seed,
         use_cpu=not torch.accelerator.is_available(),  # bf16 on a CPU has to be asked for
         report_to=[],  # Watch makes the callbacks
