@@ -379,8 +379,9 @@ def test_rows_that_round_differently_together_need_a_larger_lead() -> None:
     assert near_tie(noisy.open(), table, "bf16") == float("inf"), "a precision that was never measured is not trusted"
 
 
-def test_two_studies_are_read_at_once(embedded: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each waits for the other."""
+@pytest.mark.parametrize("workers", [1, 2])
+def test_two_studies_are_read_at_once(embedded: Reporter, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """Each waits for the other; beside one worker the caller's thread reads the other one."""
     barrier = threading.Barrier(2, timeout=30)
     load = trrg_sdk.reporter.load
 
@@ -389,7 +390,7 @@ def test_two_studies_are_read_at_once(embedded: Reporter, monkeypatch: pytest.Mo
         return load(source)
 
     monkeypatch.setattr("trrg_sdk.reporter.load", together)
-    made = embedded.report_many([image(number) for number in range(6)], workers=2)
+    made = embedded.report_many([image(number) for number in range(6)], workers=workers)
     assert [outcome.index for outcome in made if outcome.report] == list(range(6))
 
 
