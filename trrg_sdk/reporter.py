@@ -282,19 +282,19 @@ class Reporter:
             Exception: Every other error, and those of ``sources``, in its place: after the outcomes before it.
         """
         override = self._engine.clues.override(clue_scores)
-        look = partial(self._look, override=override, keep=readings)
+        look = partial(self._look, override=override, keep=readings, shared=batch_size != 1)
         work: Work[_Seen] = Work(look, self._finish, self._engine.batch)
         beside = max(1, (self._threads or physical_cores()) - 1) if workers is None else workers
         return outcomes(sources, work, batch_size=_BATCH_SIZE if batch_size is None else batch_size, workers=beside)
 
-    def _look(self, source: Source, *, override: Float32, keep: bool) -> _Seen | InputError:
+    def _look(self, source: Source, *, override: Float32, keep: bool, shared: bool) -> _Seen | InputError:
         """Read and perceive a source; the pixels are gone afterwards unless they are to be kept."""
         watch = Stopwatch()
         try:
             selection = _choose(source, self.accept, watch)
         except InputError as error:
             return _bare(error)
-        perception = self._perceive(selection.radiograph, override, watch)
+        perception = self._perceive(selection.radiograph, override, watch, shared=shared)
         picture = self._picture(selection.radiograph, perception) if keep else None
         blank = replace(selection.radiograph, pixels=np.empty((0, 0), np.float32))
         return _Seen(selection._replace(radiograph=blank), perception, watch, picture)
@@ -315,13 +315,13 @@ class Reporter:
         report = self._composed(seen.selection, seen.perception, verified, seen.watch)
         return Reading(report, seen.selection.radiograph.context, seen.picture, datetime.now().astimezone())
 
-    def _perceive(self, image: Radiograph, override: Float32, watch: Stopwatch) -> Perception:
+    def _perceive(self, image: Radiograph, override: Float32, watch: Stopwatch, *, shared: bool = False) -> Perception:
         with watch.step("preprocess"):
             pixels = self._preprocess.apply(image.pixels, spacing_mm=image.pixel_size)
         with watch.step("open"):  # 0 but for the first report
-            self._engine.wait()
+            self._engine.wait(shared=shared)
         with watch.step("perceive"):
-            return self._engine.perceive(pixels, override=override)
+            return self._engine.perceive(pixels, override=override, shared=shared)
 
     def _picture(self, image: Radiograph, perception: Perception) -> Picture:
         size = self._preprocess.size
