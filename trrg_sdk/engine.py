@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trrg_sdk.backends import Backend, open_decoder, open_graphs
-from trrg_sdk.backends.base import Decoder
+from trrg_sdk.backends.base import Decoder, Divisible, Graph
 from trrg_sdk.backends.batch import Batchable
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.clues import Calibration, Clue, ClueEncoder, EncodedClues, heat_maps
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 Float32 = NDArray[np.float32]
 DEFAULT = Decoding()
+_PERCEIVING = ("vision", "fusion")
+# Bytes of weights. Two threads that wait for each other at every layer of a small graph take a third more processor
+# time than one (10 and 13 ms for the embedded one). In a large graph that is little, and a second copy much memory.
+_SMALL = 64 << 20
 
 
 class Perception(NamedTuple):
@@ -78,13 +83,15 @@ class Engine:
         self._device = backend.device
         self._target = backend.target
         self._near_ties: dict[int, float] = {}  # slots → lead
-        self._writing = threading.Lock()
+        self._writing, self._sharing = threading.Lock(), threading.Lock()
         pool = ThreadPoolExecutor(4, thread_name_prefix="trrg-open")
         self._decoder = pool.submit(open_decoder, backend, bundle)
         self._decoding = decoding
         use = decoding.drafts and decoding.beams == 1
         self._drafts = pool.submit(_open_drafts, bundle, backend.target, self._decoder) if use else None
-        self._graphs = pool.submit(open_graphs, backend, bundle, ("vision", "fusion"))
+        self._graphs = pool.submit(open_graphs, backend, bundle, _PERCEIVING)
+        self._singles: Mapping[str, Graph] | None = None
+        self._open_singles = partial(_open_singles, backend, bundle)
         self._tokenizer: Future[Tokenizer] = pool.submit(_open_tokenizer, bundle.tokenizer_path)
         pool.shutdown(wait=False)
         self._token_embedding = bundle.token_embedding()
@@ -94,8 +101,11 @@ class Engine:
             self._check_room(len(self.clues.names) + len(clues))
             self.clues = self._with_custom(clues, bundle, backend)
 
-    def wait(self) -> None:
+    def wait(self, *, shared: bool = False) -> None:
         """Wait until everything is open.
+
+        Args:
+            shared: Also what perceives in several threads at once.
 
         Raises:
             BundleError: A file of the bundle is not what the manifest says.
@@ -104,13 +114,16 @@ class Engine:
         for opening in (self._graphs, self._decoder, self._tokenizer):
             opening.result()
         self._drafting()
+        if shared:
+            self._shared()
 
-    def perceive(self, pixels: Float32, *, override: Float32) -> Perception:
+    def perceive(self, pixels: Float32, *, override: Float32, shared: bool = False) -> Perception:
         """Look at one image.
 
         Args:
             pixels: float32 (channels, size, size), preprocessed.
             override: float32 (1, C) of ``clues.override``.
+            shared: Whether other threads do the same meanwhile: small graphs then take one thread each.
 
         Returns:
             Scores, heat maps and the prompt.
@@ -118,7 +131,7 @@ class Engine:
         Raises:
             DeviceError: The device gave values that are no numbers.
         """
-        graphs = self._graphs.result()
+        graphs = self._shared() if shared else self._graphs.result()
         seen = graphs["vision"].run({"pixels": pixels[None]})
         fused = graphs["fusion"].run({**seen, **self.clues.fusion_inputs(override)})
         if not all(np.isfinite(values).all() for values in fused.values()):
@@ -127,6 +140,13 @@ class Engine:
         heat = heat_maps(fused["clue_heat"][0], names=self.clues.names, grid=self._manifest.patch_grid)
         against = self._judge.against(pixels, seen["patches"][0]) if self._judge else ()
         return Perception(scores, heat, self._prompt(fused["prompt_embeds"][0]), against)
+
+    def _shared(self) -> Mapping[str, Graph]:
+        """The graphs for several threads that perceive at once; opened by the first one that asks."""
+        with self._sharing:
+            if self._singles is None:
+                self._singles = self._open_singles() or self._graphs.result()
+            return self._singles
 
     def write(self, prompt: Float32, *, scores: ClueScores | None = None) -> Generation:
         """Write a report; see :meth:`writing`."""
@@ -253,6 +273,15 @@ def _bundled(bundle: Bundle) -> EncodedClues:
         np.asarray([spec.offset for spec in specs], dtype=np.float32),
         np.asarray([spec.threshold for spec in specs], dtype=np.float32),
     )
+
+
+def _open_singles(backend: Backend, bundle: Bundle) -> dict[str, Graph] | None:
+    """The graphs that perceive with one thread each; None where there is nothing to gain."""
+    single = backend.single() if isinstance(backend, Divisible) else None
+    files = bundle.manifest.files
+    named = [single.file(name, bundle.manifest) for name in _PERCEIVING] if single else []
+    size = sum(spec.bytes for path, spec in files.items() if path.startswith(tuple(named)))  # with external data
+    return open_graphs(single, bundle, _PERCEIVING) if single and size <= _SMALL else None
 
 
 def _open_drafts(bundle: Bundle, target: str, opening: Future[Decoder]) -> Drafts | None:

@@ -35,13 +35,14 @@ class Examiner:
         self._engine = engine
         self._accept = accept
 
-    def examine(self, source: Source, override: Float32, watch: Stopwatch) -> Examined:
+    def examine(self, source: Source, override: Float32, watch: Stopwatch, *, shared: bool = False) -> Examined:
         """Choose the image of a study that the gate accepts, before and after the model looked at it.
 
         Args:
             source: As for ``Reporter.report``.
             override: float32 (1, C), forced clue scores.
             watch: Takes the times of the steps.
+            shared: Other threads are at work too, see :meth:`~trrg_sdk.engine.Engine.perceive`.
 
         Raises:
             InputError: It cannot be read, or no image of it may be reported.
@@ -56,7 +57,7 @@ class Examiner:
                 selection = select(candidates, population=self._population, accept=self._accept, perceived=against)
             place = next(place for place, item in enumerate(candidates) if item is selection.radiograph)
             if place not in seen:
-                seen[place] = self._perceive(selection.radiograph, override, watch)
+                seen[place] = self._perceive(selection.radiograph, override, watch, shared=shared)
                 if seen[place].against:
                     continue
             return Examined(selection, seen[place])
@@ -69,13 +70,13 @@ class Examiner:
         height, width = image.pixel_size
         return Picture(image.pixels, perception.heat, box, height / width)
 
-    def _perceive(self, image: Radiograph, override: Float32, watch: Stopwatch) -> Perception:
+    def _perceive(self, image: Radiograph, override: Float32, watch: Stopwatch, *, shared: bool) -> Perception:
         with watch.step("preprocess"):
             pixels = self._preprocess.apply(image.pixels, spacing_mm=image.pixel_size)
         with watch.step("open"):  # 0 but for the first report
-            self._engine.wait()
+            self._engine.wait(shared=shared)
         with watch.step("perceive"):
-            return self._engine.perceive(pixels, override=override)
+            return self._engine.perceive(pixels, override=override, shared=shared)
 
 
 def _read(source: Source) -> Sequence[Radiograph | InputError]:

@@ -104,7 +104,7 @@ def outcomes(
         sources: May be endless.
         work: What is done with each.
         batch_size: Texts to write together.
-        workers: Threads for all but the writing.
+        workers: Threads beside the caller's.
 
     Returns:
         An iterator of outcomes, in order.
@@ -137,7 +137,9 @@ class Many(Generic[SeenT]):
     """Takes sources, never more than a given number ahead of the answers that were handed out.
 
     Sources are taken and texts are written in the caller's thread, while it waits for the next answer; everything else
-    happens in threads that live as long as the iterator.
+    happens in threads that live as long as the iterator. While there is room for another text, the caller's thread
+    looks at studies too instead of writing few texts together: so it and the workers share the processor as the work
+    demands, and there need not be more threads than processors, which would take turns and wait for each other.
     """
 
     def __init__(
@@ -154,7 +156,7 @@ class Many(Generic[SeenT]):
             sources: May be endless.
             work: What is done with each.
             batch_size: Texts that are written together.
-            workers: Threads.
+            workers: Threads beside the caller's.
         """
         self._sources = iter(sources)
         self._work = work
@@ -205,10 +207,14 @@ class Many(Generic[SeenT]):
         return _outcome(self._first - 1, study.source, study.answer.result())
 
     def _write(self, pool: ThreadPoolExecutor) -> None:
-        """Let texts enter, and write one token of each; where there is none to write, wait."""
+        """Let texts enter; fill the room for others, or write one token of each; where there is neither, wait."""
         for number, study in enumerate(self._studies, start=self._first):
             if not study.entered and study.seen.done():
                 self._enter(number, study, pool)
+        if self._studies[0].answered:  # handed out first: to look at another study takes long
+            return
+        if (self._writer is None or self._writer.room) and self._help():
+            return
         if self._writer and self._writer.active:
             try:
                 left = self._writer.advance()
@@ -217,8 +223,20 @@ class Many(Generic[SeenT]):
                 self._writer, left = None, [Finished(number, None, 0.0) for number in sorted(self._written)]
             for finished in left:
                 self._finish(*self._written.pop(finished.key), finished, pool)
-        elif not self._studies[0].answered:
+        else:
             wait([job for study in self._studies if (job := study.running)], return_when=FIRST_COMPLETED)
+
+    def _help(self) -> bool:
+        """Look at the first study that no worker has begun with; say whether there was one."""
+        study = next((study for study in self._studies if study.seen.cancel()), None)
+        if study is None:
+            return False
+        study.seen = Future()
+        try:
+            study.seen.set_result(self._work.look(study.source))
+        except Exception as error:  # as in a worker: it is raised in its place in the order
+            study.seen.set_exception(error)
+        return True
 
     def _enter(self, number: int, study: _Study[SeenT], pool: ThreadPoolExecutor) -> None:
         """Start to write a text, if there is room; an error needs none."""

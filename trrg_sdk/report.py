@@ -1,4 +1,4 @@
-"""The draft report: plain frozen values, and their JSON (schema 1).
+"""The draft report: plain frozen values, and their JSON (schema 2).
 
 A report says what each sentence rests on. It is a draft for a radiologist and never anything else, so
 ``draft`` is always true. No value here holds a name, a patient identifier or a date; the UIDs that link a
@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from trrg_sdk.errors import UsageError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had no gate.overridden
 
 State = Literal["present", "absent", "uncertain"]
 Verdict = Literal["supported", "contradicted", "unsupported", "not_checkable"]
@@ -276,11 +276,11 @@ class Report:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists and scalars, as schema 1 has them."""
+        """Plain dicts, lists and scalars, as schema 2 has them."""
         return {"schema_version": SCHEMA_VERSION, **_plain(self)}
 
     def to_json(self, *, indent: int | None = 2) -> str:
-        """JSON text of schema 1; a NaN is an error, because JSON has none."""
+        """JSON text of schema 2; a NaN is an error, because JSON has none."""
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
 
     @classmethod
@@ -288,7 +288,7 @@ class Report:
         """Read what ``to_dict`` wrote.
 
         Args:
-            value: An object of schema 1.
+            value: An object of schema 2.
 
         Raises:
             UsageError: Unknown schema, unknown or missing key, or a value of another type.
@@ -297,7 +297,9 @@ class Report:
             raise UsageError(f"a report is a JSON object, not {type(value).__name__}")
         found = value.get("schema_version")
         if found != SCHEMA_VERSION or isinstance(found, bool):
-            raise UsageError(f"report schema {SCHEMA_VERSION} expected, {found!r} came; update trrg-sdk")
+            known = type(found) is int and found < SCHEMA_VERSION
+            remedy = "an older trrg-sdk wrote it: report the study again" if known else "update trrg-sdk"
+            raise UsageError(f"report schema {SCHEMA_VERSION} expected, {found!r} came; {remedy}")
         rest = {key: item for key, item in value.items() if key != "schema_version"}
         return _read_record(cls, rest, "report")
 

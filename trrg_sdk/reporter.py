@@ -254,9 +254,10 @@ class Reporter:
 
         The reports are those of ``report``, log-probabilities to rounding; ``total`` is the sum of a study's own
         timings, which overlap others'. Reading, perceiving and verifying happen in threads that end with the iterator;
-        writing and the taking of sources in the caller's. At most ``2 * (batch_size + workers)`` studies are on their
-        way. Of those, ``workers`` are held as decoded images (all of them with ``readings``), the others as given,
-        with a prompt each; ``batch_size`` texts have keys and values. Where the decoder takes one text at a time
+        writing and the taking of sources in the caller's, which also reads while there is room in the batch. At most
+        ``2 * (batch_size + workers)`` studies are on their way. Of those, ``workers + 1`` are held as decoded images
+        (all of them with ``readings``), the others as given, with a prompt each; ``batch_size`` texts have keys and
+        values. Where the decoder takes one text at a time
         (beams, a GPU, a graph with a fixed batch axis) only the rest overlaps. A batch uses no drafts.
 
         Args:
@@ -265,7 +266,8 @@ class Reporter:
             clue_scores: As for ``report``, for every study.
             batch_size: Texts to write together; None takes 8. With 1 nothing is read ahead and no thread is started:
                 each outcome comes before the next source is taken.
-            workers: Threads that read and perceive; None takes the ``threads`` of this reporter.
+            workers: Threads that read and perceive beside the caller's; None takes one less than the ``threads`` of
+                this reporter, at least 1.
             readings: Whether outcomes hold what ``read`` gives, with patient data and the image.
 
         Yields:
@@ -276,16 +278,16 @@ class Reporter:
             Exception: Every other error, and those of ``sources``, in its place: after the outcomes before it.
         """
         override = self._engine.clues.override(clue_scores)
-        look = partial(self._look, override=override, keep=readings)
+        look = partial(self._look, override=override, keep=readings, shared=batch_size != 1)
         work: Work[_Seen] = Work(look, self._finish, self._engine.batch)
-        threads = (self._threads or physical_cores()) if workers is None else workers
-        return outcomes(sources, work, batch_size=_BATCH_SIZE if batch_size is None else batch_size, workers=threads)
+        beside = max(1, (self._threads or physical_cores()) - 1) if workers is None else workers
+        return outcomes(sources, work, batch_size=_BATCH_SIZE if batch_size is None else batch_size, workers=beside)
 
-    def _look(self, source: Source, *, override: Float32, keep: bool) -> _Seen | InputError:
+    def _look(self, source: Source, *, override: Float32, keep: bool, shared: bool) -> _Seen | InputError:
         """Read and perceive a source; the pixels are gone afterwards unless they are to be kept."""
         watch = Stopwatch()
         try:
-            selection, perception = self._examiner.examine(source, override, watch)
+            selection, perception = self._examiner.examine(source, override, watch, shared=shared)
         except InputError as error:
             return _bare(error)
         picture = self._examiner.picture(selection.radiograph, perception) if keep else None

@@ -20,6 +20,7 @@ from tests.sdk.chest_dicom import chest_bytes, chest_pixels
 from trrg_sdk import Bundle, DeviceError, DicomError, InputError, Outcome, RefusedError, Report, Reporter, UsageError
 from trrg_sdk.backends import open_backend, open_decoder
 from trrg_sdk.backends.batch import Batchable, BatchDecoder
+from trrg_sdk.backends.onnxruntime import OrtBackend
 from trrg_sdk.decoding import batch as batching
 from trrg_sdk.decoding.batch import BatchWriter, Finished, choose, near_tie
 from trrg_sdk.decoding.choice import NEAR_TIE
@@ -379,8 +380,9 @@ def test_rows_that_round_differently_together_need_a_larger_lead() -> None:
     assert near_tie(noisy.open(), table, "bf16") == float("inf"), "a precision that was never measured is not trusted"
 
 
-def test_two_studies_are_read_at_once(embedded: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each waits for the other."""
+@pytest.mark.parametrize("workers", [1, 2])
+def test_two_studies_are_read_at_once(embedded: Reporter, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """Each waits for the other; beside one worker the caller's thread reads the other one."""
     barrier = threading.Barrier(2, timeout=30)
     load = trrg_sdk.reporter.load
 
@@ -389,8 +391,38 @@ def test_two_studies_are_read_at_once(embedded: Reporter, monkeypatch: pytest.Mo
         return load(source)
 
     monkeypatch.setattr("trrg_sdk.reporter.load", together)
-    made = embedded.report_many([image(number) for number in range(6)], workers=2)
+    made = embedded.report_many([image(number) for number in range(6)], workers=workers)
     assert [outcome.index for outcome in made if outcome.report] == list(range(6))
+
+
+@pytest.mark.parametrize("limit", [0, 64 << 20], ids=["large", "small"])
+def test_small_graphs_perceive_with_one_thread_each_and_see_the_same(
+    monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr("trrg_sdk.engine._SMALL", limit)
+    opened: list[tuple[int, str]] = []
+    graph = OrtBackend.graph
+
+    def noted(self: OrtBackend, path: Path, **options: Any) -> Any:
+        opened.append((self.threads, path.stem))
+        return graph(self, path, **options)
+
+    monkeypatch.setattr(OrtBackend, "graph", noted)
+    bundle = Bundle.embedded()
+    engine = Engine(bundle, open_backend(device="cpu", threads=2))
+    pixels = np.random.default_rng(5).normal(size=(1, 192, 192)).astype(np.float32)
+    override = engine.clues.override(None)
+    alone, shared = (engine.perceive(pixels, override=override, shared=value) for value in (False, True))
+    assert alone.scores == shared.scores
+    np.testing.assert_array_equal(alone.prompt, shared.prompt)
+    singles = {(1, "vision"), (1, "fusion")} if limit else set()
+    assert set(opened) == {(2, "vision"), (2, "fusion")} | singles
+
+
+def test_one_thread_is_not_divided() -> None:
+    assert OrtBackend("cpu", 1).single() is None
+    single = OrtBackend("cpu", 3).single()
+    assert single is not None and single.threads == 1
 
 
 def test_report_and_report_many_may_run_at_once(tiny: Reporter) -> None:

@@ -139,7 +139,7 @@ def test_json_follows_its_schema_and_nothing_else_does() -> None:
     wrong = [
         {**value, "patient": "x"},
         {**value, "draft": False},
-        {**value, "schema_version": 2},
+        {**value, "schema_version": 1},
         {**value, "clues": [{**value["clues"][0], "probability": 1.5}]},
         {**value, "sentences": [{**value["sentences"][0], "verdict": "true"}]},
     ]

@@ -34,7 +34,7 @@ def test_json_has_the_keys_of_schema_1() -> None:
         "provenance",
         "draft",
     ]
-    assert value["schema_version"] == 1
+    assert value["schema_version"] == 2
     assert value["draft"] is True
     assert set(value["sentences"][0]) == {"text", "section", "labels", "verdict", "evidence", "logprob"}
     assert set(value["sentences"][0]["evidence"][0]) == {"clue", "probability", "threshold", "forced", "heat_peak"}
@@ -70,9 +70,10 @@ def _drop(*path: Any) -> Callable[[Any], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set("schema_version", to=2), "schema 1 expected, 2 came"),
-        (_set("schema_version", to=True), "schema 1 expected"),
-        (_drop("schema_version"), "schema 1 expected"),
+        (_set("schema_version", to=1), "schema 2 expected, 1 came; .* report the study again"),
+        (_set("schema_version", to=3), "schema 2 expected, 3 came; update trrg-sdk"),
+        (_set("schema_version", to=True), "schema 2 expected"),
+        (_drop("schema_version"), "schema 2 expected"),
         (_set("patient", to="x"), "unknown keys patient"),
         (_set("sentences", 0, "extra", to=1), r"sentences\[0\]: unknown keys extra"),
         (_drop("provenance", "device"), "provenance: missing keys device"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -198,6 +198,15 @@ class Backend(Protocol):
             BundleError: The file is no decoder of these sizes.
             DeviceError: The device refuses it.
         """
+        ...
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A backend whose graphs can do with one thread each, which costs less where several graphs run at once."""
+
+    def single(self) -> Backend | None:
+        """The same device with one thread a graph; None where that is no other one."""
         ...
 
 

@@ -111,6 +111,10 @@ class OrtBackend:
         self.target = f"ort-{device}"
         self.threads = threads
 
+    def single(self) -> OrtBackend | None:
+        """The CPU with one thread a graph, for graphs that run at once; see ``trrg_sdk.backends.base.Divisible``."""
+        return OrtBackend(self.device, 1) if self.device == "cpu" and self.threads > 1 else None
+
     def file(self, name: str, manifest: Manifest) -> str:
         """Say which file of a bundle it opens for a graph."""
         return manifest.graph(name, target=self.target).file

@@ -198,8 +198,9 @@ class BatchWriter:
 
     def _step(self) -> list[Finished]:
         logits = self._decoder.step(self._table[[text.ids[-1] for text in self._texts]])
-        for row, text in zip(logits, self._texts, strict=True):
-            self._rules.apply(row, text.ids)
+        if not self._rules.inert:
+            for row, text in zip(logits, self._texts, strict=True):
+                self._rules.apply(row, text.ids)
         chosen = choose(logits)
         trusted = (chosen.leads > self._near_tie) & np.isfinite(chosen.logprobs)
         left = []

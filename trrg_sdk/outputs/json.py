@@ -1,4 +1,4 @@
-"""Report → JSON of schema 1, for programs."""
+"""Report → JSON of schema 2, for programs."""
 
 from __future__ import annotations
 

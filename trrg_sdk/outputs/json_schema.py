@@ -1,4 +1,4 @@
-"""The JSON Schema of report schema 1, derived from the dataclasses that read and write it.
+"""The JSON Schema of report schema 2, derived from the dataclasses that read and write it.
 
 ``report.schema.json`` beside this file is its result, for programs that are not in Python; a test holds both together.
 After a change of ``trrg_sdk.report``: ``python -m trrg_sdk.outputs.json_schema``.
