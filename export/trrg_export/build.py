@@ -35,7 +35,7 @@ from trrg_export.signing import read_key, sign_bundle
 from trrg_export.summary import summarize
 from trrg_export.targets import TARGETS
 from trrg_export.targets.base import ProvenSite, Site
-from trrg_export.to_onnx import GraphPlan, export_graph, plans, save
+from trrg_export.to_onnx import GraphPlan, checkpoint_plans, export_graph, save
 from trrg_sdk.bundle import Bundle, write_manifest
 from trrg_sdk.errors import DeviceError, UsageError
 from trrg_sdk.manifest import GRAPH_NAMES, MANIFEST_FILE, Manifest, TargetSpec
@@ -147,12 +147,14 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
     key = read_key(options.sign) if options.sign else None
     with released():
         reference = _reference(checkpoint, options.studies)
-    # Read anew for each large step: weights are mapped from the file, and only those that a step reads are in memory.
+    # Read anew for each large step: weights are mapped from the file, and what a step reads is in memory until its end.
+    # Those of this one are not read, but for the token embedding.
     loaded = load_checkpoint(checkpoint)
     with room_for(out, checkpoint), beside(out) as folder:
         site = _site(loaded, folder, reference, options)
         lowered = write_graphs(site, options.int4(), limit=(options.limits or LIMITS[options.precision]).value)
-        write_arrays(loaded, folder)
+        with released():
+            write_arrays(load_checkpoint(checkpoint), folder)
         manifest = _proven(site, options, lowered)
         if key:
             sign_bundle(folder, key)
@@ -168,14 +170,8 @@ def _reference(checkpoint: Path, studies: int | None) -> Reference:
 
 
 def _site(loaded: Checkpoint, folder: Path, reference: Reference, options: ExportOptions) -> Site:
-    config = loaded.config
-    planned = plans(
-        loaded.trrg(),
-        channels=loaded.preprocess.channels,
-        size=config.image_size,
-        patches=config.patches,
-        joint_dim=config.joint_dim,
-    )
+    # Who traces a graph maps the weights anew, and lets them go with it.
+    planned = checkpoint_plans(loaded, lambda: load_checkpoint(loaded.folder).trrg())
     feeds = reference.feeds()
     return Site(folder, loaded, planned, reference, feeds, options.precision, options.compute_capabilities)
 
@@ -221,8 +217,7 @@ def write_graphs(site: Site, int4: Int4, *, limit: float | None) -> dict[str, Lo
 
 def _write_graph(plan: GraphPlan, site: Site, limit: float | None) -> LoweredGraph | None:
     """Export one graph in the site's precision; what was measured of it, without the graph itself."""
-    with released():  # what was traced, with its copies of the weights, lies in cycles
-        graph = export_graph(plan)
+    graph = export_graph(plan, site.folder)
     found = _lowered(graph, site, plan.name, limit)
     path = site.folder / describe.graph_file(plan.name)
     if found is None:
@@ -293,7 +288,7 @@ def _compared(
     lowered = {}
     for plan in site.planned:
         with released():
-            stored = store_weights(export_graph(plan), site.feeds[plan.name], why=why)
+            stored = store_weights(export_graph(plan, site.folder), site.feeds[plan.name], why=why)
             save(stored.model, site.folder / describe.graph_file(plan.name))
             lowered[plan.name] = dataclasses.replace(stored, model=onnx.ModelProto())
     return compare(exported, site.planned, site.reference, limits=limits), lowered

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import external_data_helper, helper
+from onnx import helper
 
 from trrg_export.precision.gptq import INT8_ACTIVATIONS, Calibration, Quantizer, Replacement, gptq_quantizer
 from trrg_export.precision.int8 import replace_all
+from trrg_export.to_onnx import take_inside
 from trrg_sdk.errors import UsageError
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -94,11 +95,7 @@ def loaded(tensor: onnx.TensorProto, folder: Path) -> onnx.TensorProto:
     """
     copy = onnx.TensorProto()
     copy.CopyFrom(tensor)
-    if external_data_helper.uses_external_data(copy):
-        external_data_helper.load_external_data_for_tensor(copy, str(folder))
-        copy.ClearField("external_data")
-        copy.ClearField("data_location")
-    return copy
+    return take_inside(copy, folder)
 
 
 def _quantizer(source: Path, products: Sequence[onnx.NodeProto], int4: Int4, calibration: Calibration) -> Quantizer:
