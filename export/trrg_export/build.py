@@ -145,8 +145,7 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
     check_place(out, force=options.force)
     _check_targets(options.targets)
     key = read_key(options.sign) if options.sign else None
-    with released():
-        reference = _reference(checkpoint, options.studies)
+    reference = pytorch_reference(checkpoint, options.studies)
     # Read anew for each large step: weights are mapped from the file, and what a step reads is in memory until its end.
     # Those of this one are not read, but for the token embedding.
     loaded = load_checkpoint(checkpoint)
@@ -162,11 +161,23 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
     return manifest
 
 
-def _reference(checkpoint: Path, studies: int | None) -> Reference:
-    loaded = load_checkpoint(checkpoint)
-    check_family(loaded.trrg().llm)
-    _LOG.info("running PyTorch on the parity studies")
-    return run_pytorch(loaded, loaded.parity_pixels()[:studies])
+def pytorch_reference(checkpoint: Path, studies: int | None) -> Reference:
+    """Run a checkpoint on its parity studies, and let it go.
+
+    Args:
+        checkpoint: Folder of a stage-2 checkpoint.
+        studies: How many of them; None takes all.
+
+    Raises:
+        UsageError: No stage-2 checkpoint of the Llama family.
+    """
+    with released():
+        loaded = load_checkpoint(checkpoint)
+        check_family(loaded.trrg().llm)
+        _LOG.info("running PyTorch on the parity studies")
+        reference = run_pytorch(loaded, loaded.parity_pixels()[:studies])
+        del loaded
+    return reference
 
 
 def _site(loaded: Checkpoint, folder: Path, reference: Reference, options: ExportOptions) -> Site:
