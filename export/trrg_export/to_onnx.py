@@ -161,6 +161,18 @@ def _trace(plan: GraphPlan, path: Path) -> None:
     program.save(str(path), external_data=True)
 
 
+def loaded(tensor: onnx.TensorProto, folder: Path) -> onnx.TensorProto:
+    """Return a copy of a tensor with its data inside.
+
+    Args:
+        tensor: May point to external data.
+        folder: Where that lies.
+    """
+    copy = onnx.TensorProto()
+    copy.CopyFrom(tensor)
+    return take_inside(copy, folder)
+
+
 def take_inside(tensor: onnx.TensorProto, folder: Path) -> onnx.TensorProto:
     """Give a tensor in place its data, and return it.
 
@@ -196,16 +208,17 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def save(model: onnx.ModelProto, path: Path) -> None:
+def save(model: onnx.ModelProto, path: Path, outside: Path | None = None) -> None:
     """Write a model: one file below 2 GiB, else with ``<name>.data`` beside it.
 
     Args:
-        model: With its weights inside.
+        model: Its weights are inside, or external.
         path: A ``.onnx`` file.
+        outside: Folder of external data that goes inside; None leaves it external.
     """
     if weight_bytes(model) < INLINE_LIMIT:
         with path.open("wb") as file:
-            file.writelines(_pieces(model))
+            file.writelines(_pieces(model, outside))
         return
     onnx.save_model(
         model,
@@ -217,18 +230,23 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     )
 
 
-def _pieces(model: onnx.ModelProto) -> Iterator[bytes]:
+def _pieces(model: onnx.ModelProto, outside: Path | None) -> Iterator[bytes]:
     """A message as it is written, one weight at a time: whole it would be in memory once more."""
+
+    def tensors() -> Iterator[onnx.TensorProto]:
+        for tensor in model.graph.initializer:
+            yield tensor if outside is None else loaded(tensor, outside)
+
     whole, graph = onnx.ModelProto(), onnx.GraphProto()
     copy_fields(model, whole, but="graph")
     copy_fields(model.graph, graph, but="initializer")
     head = graph.SerializeToString(deterministic=True)
-    sizes = [tensor.ByteSize() for tensor in model.graph.initializer]
+    sizes = [tensor.ByteSize() for tensor in tensors()]
     marks = [_begins(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, size) for size in sizes]
     yield whole.SerializeToString(deterministic=True)
     yield _begins(onnx.ModelProto.GRAPH_FIELD_NUMBER, len(head) + sum(sizes) + sum(map(len, marks)))
     yield head
-    for mark, tensor in zip(marks, model.graph.initializer, strict=True):
+    for mark, tensor in zip(marks, tensors(), strict=True):
         yield mark
         yield tensor.SerializeToString(deterministic=True)
 

@@ -87,6 +87,16 @@ def test_a_graph_is_written_one_weight_at_a_time(tmp_path: Path) -> None:
     assert written.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
 
 
+def test_external_weights_go_inside_one_at_a_time(tmp_path: Path) -> None:
+    model = _chain()
+    source = tmp_path / "source.onnx"
+    onnx.save_model(_chain(), str(source), save_as_external_data=True, location="source.data")
+    outside = onnx.load(str(source), load_external_data=False)
+    assert outside.ByteSize() < model.ByteSize() / 8
+    assert _traced(lambda: save(outside, tmp_path / "graph.onnx", tmp_path)) < model.ByteSize() / 8
+    assert onnx.load(str(tmp_path / "graph.onnx"), load_external_data=False) == model
+
+
 def test_sections_hold_their_own_weights_only() -> None:
     model = _chain()
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
