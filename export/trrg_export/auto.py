@@ -9,15 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trrg_export.build import ExportOptions, check_place, export_bundle
+from trrg_export.build import ExportOptions, check_place, export_bundle, pytorch_reference
 from trrg_export.parity import ParityError
 from trrg_export.place import beside, put_in_place
-from trrg_export.reference import Reference, run_pytorch
+from trrg_export.reference import Reference
 from trrg_export.speed import Speed, measure
 from trrg_sdk.backends import open_backend
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.manifest import Manifest
-from trrg_train.models.checkpoint import load_checkpoint
 
 _LOG = logging.getLogger(__name__)
 _STUDIES = 8
@@ -64,8 +63,7 @@ def export_smallest(
         DeviceError: A target cannot be built or tried here.
     """
     check_place(out, force=candidates[0].force)
-    loaded = load_checkpoint(checkpoint)
-    reference = run_pytorch(loaded, loaded.parity_pixels()[:_STUDIES])
+    reference = pytorch_reference(checkpoint, _STUDIES)
     best: Trial | None = None
     trials = []
     with beside(out) as scratch:

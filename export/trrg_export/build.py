@@ -36,7 +36,7 @@ from trrg_export.signing import read_key, sign_bundle
 from trrg_export.summary import summarize
 from trrg_export.targets import TARGETS
 from trrg_export.targets.base import ProvenSite, Site
-from trrg_export.to_onnx import GraphPlan, export_graph, plans, save
+from trrg_export.to_onnx import GraphPlan, checkpoint_plans, export_graph, save
 from trrg_sdk.bundle import Bundle, write_manifest
 from trrg_sdk.errors import DeviceError, UsageError
 from trrg_sdk.manifest import GRAPH_NAMES, MANIFEST_FILE, Manifest, TargetSpec
@@ -148,15 +148,16 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
     check_place(out, force=options.force)
     _check_targets(options.targets)
     key = read_key(options.sign) if options.sign else None
-    with released():
-        reference = _reference(checkpoint, options.studies)
+    reference = pytorch_reference(checkpoint, options.studies)
     load_checkpoint(checkpoint).films(options.films)  # a wrong file is refused before the work
-    # Read anew for each large step: weights are mapped from the file, and only those that a step reads are in memory.
+    # Read anew for each large step: weights are mapped from the file, and what a step reads is in memory until its end.
+    # Those of this one are not read, but for the token embedding.
     loaded = load_checkpoint(checkpoint)
     with room_for(out, checkpoint), beside(out) as folder:
         site = _site(loaded, folder, reference, options)
         lowered = write_graphs(site, options.int4(), limit=(options.limits or LIMITS[options.precision]).value)
-        write_arrays(loaded, folder)
+        with released():
+            write_arrays(load_checkpoint(checkpoint), folder)
         manifest = _proven(site, options, lowered)
         if key:
             sign_bundle(folder, key)
@@ -164,22 +165,28 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
     return manifest
 
 
-def _reference(checkpoint: Path, studies: int | None) -> Reference:
-    loaded = load_checkpoint(checkpoint)
-    check_family(loaded.trrg().llm)
-    _LOG.info("running PyTorch on the parity studies")
-    return run_pytorch(loaded, loaded.parity_pixels()[:studies])
+def pytorch_reference(checkpoint: Path, studies: int | None) -> Reference:
+    """Run a checkpoint on its parity studies, and let it go.
+
+    Args:
+        checkpoint: Folder of a stage-2 checkpoint.
+        studies: How many of them; None takes all.
+
+    Raises:
+        UsageError: No stage-2 checkpoint of the Llama family.
+    """
+    with released():
+        loaded = load_checkpoint(checkpoint)
+        check_family(loaded.trrg().llm)
+        _LOG.info("running PyTorch on the parity studies")
+        reference = run_pytorch(loaded, loaded.parity_pixels()[:studies])
+        del loaded
+    return reference
 
 
 def _site(loaded: Checkpoint, folder: Path, reference: Reference, options: ExportOptions) -> Site:
-    config = loaded.config
-    planned = plans(
-        loaded.trrg(),
-        channels=loaded.preprocess.channels,
-        size=config.image_size,
-        patches=config.patches,
-        joint_dim=config.joint_dim,
-    )
+    # Who traces a graph maps the weights anew, and lets them go with it.
+    planned = checkpoint_plans(loaded, lambda: load_checkpoint(loaded.folder).trrg())
     feeds = reference.feeds()
     return Site(folder, loaded, planned, reference, feeds, options.precision, options.compute_capabilities)
 
@@ -225,8 +232,7 @@ def write_graphs(site: Site, int4: Int4, *, limit: float | None) -> dict[str, Lo
 
 def _write_graph(plan: GraphPlan, site: Site, limit: float | None) -> LoweredGraph | None:
     """Export one graph in the site's precision; what was measured of it, without the graph itself."""
-    with released():  # what was traced, with its copies of the weights, lies in cycles
-        graph = export_graph(plan)
+    graph = export_graph(plan, site.folder)
     found = _lowered(graph, site, plan.name, limit)
     path = site.folder / describe.graph_file(plan.name)
     if found is None:
@@ -297,7 +303,7 @@ def _compared(
     lowered = {}
     for plan in site.planned:
         with released():
-            stored = store_weights(export_graph(plan), site.feeds[plan.name], why=why)
+            stored = store_weights(export_graph(plan, site.folder), site.feeds[plan.name], why=why)
             save(stored.model, site.folder / describe.graph_file(plan.name))
             lowered[plan.name] = dataclasses.replace(stored, model=onnx.ModelProto())
     return compare(exported, site.planned, site.reference, limits=limits), lowered

@@ -132,13 +132,13 @@ def _calibration(llm: Any, reference: Reference) -> Calibration:
 
 
 def _move(built: Path, path: Path) -> None:
-    """Put the builder's graph into the bundle without reading weights that stay external."""
+    """Put the builder's graph into the bundle; weights that go inside are read one at a time, others not at all."""
     data = built.with_name(f"{built.name}.data")
     inline = data.stat().st_size < INLINE_LIMIT
-    model = clean(onnx.load(str(built), load_external_data=inline))
+    model = clean(onnx.load(str(built), load_external_data=False))
     if not inline:
         data.rename(path.with_name(data.name))
-    save(model, path)
+    save(model, path, built.parent if inline else None)
 
 
 def _save_configuration(llm: Any, tokenizer: Tokenizer, folder: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trrg_export.to_onnx import checkpoint_plans, example_inputs
 from trrg_train.models.checkpoint import Checkpoint
 from trrg_train.models.clue_bank import clue_inputs, embed_bank, tokenize
 from trrg_train.models.trrg import EncodedImages, Trrg
@@ -18,7 +19,16 @@ from trrg_train.models.trrg import EncodedImages, Trrg
 Array = NDArray[Any]
 Feeds = Sequence[Mapping[str, Array]]
 """Inputs of one graph, by name, for one run each."""
+UNSEEN_SIZES = {"batch": 3, "clues": 17, "prompts": 4, "length": 11}
+"""Of free axes: other ones than while a graph is traced."""
 _BATCH = 16
+
+
+class Run(NamedTuple):
+    """Inputs and outputs of one graph, by name."""
+
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +45,7 @@ class Reference:
         prompts: float32 (K, P, Dl), the whole prompts.
         first_logits: float32 (K, V), after the prompt.
         ids: Greedy tokens of each study, without the end token.
+        unseen: Graph → a run on random inputs of :data:`UNSEEN_SIZES`, of the three graphs that come from PyTorch.
     """
 
     pixels: Array
@@ -46,6 +57,11 @@ class Reference:
     prompts: Array
     first_logits: Array
     ids: tuple[tuple[int, ...], ...]
+    unseen: Mapping[str, Run]
+
+    def outputs(self, name: str) -> Mapping[str, Array]:
+        """What one of the three graphs that come from PyTorch gives for :meth:`feeds`."""
+        return {"vision": self.vision, "clue_encoder": {"clue_joint": self.clue_joint}, "fusion": self.fusion}[name]
 
     def feeds(self) -> dict[str, Feeds]:
         """Inputs of the three graphs that come from PyTorch, one study at a time as at run time."""
@@ -86,6 +102,7 @@ def run_pytorch(checkpoint: Checkpoint, pixels: Tensor) -> Reference:
         prompts=np.concatenate([part.prompts for part in parts]),
         first_logits=np.concatenate([part.first_logits for part in parts]),
         ids=tuple(ids for part in parts for ids in part.ids),
+        unseen=_unseen(checkpoint),
     )
 
 
@@ -113,6 +130,16 @@ def _run_batch(checkpoint: Checkpoint, pixels: Tensor, positive: Tensor, negativ
         first_logits=_first_logits(model, prompts),
         ids=[_until_end(row, model.llm.config.eos_token_id) for row in generated.tolist()],
     )
+
+
+def _unseen(checkpoint: Checkpoint) -> dict[str, Run]:
+    runs = {}
+    for plan in checkpoint_plans(checkpoint, checkpoint.trrg):
+        inputs = example_inputs(plan, sizes=UNSEEN_SIZES, seed=0)
+        made: Any = plan.module()(*map(torch.from_numpy, inputs.values()))
+        values = (made,) if isinstance(made, Tensor) else made
+        runs[plan.name] = Run(inputs, {name: v.numpy() for name, v in zip(plan.outputs, values, strict=True)})
+    return runs
 
 
 def _first_logits(model: Trrg, prompts: Tensor) -> Array:

@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from trrg_export.memory import released
 from trrg_export.to_onnx import tensor_specs
 from trrg_sdk.manifest import TensorSpec
 from trrg_sdk.summary import Component, Summary
@@ -55,7 +56,10 @@ def summarize(files: Mapping[str, Path], sizes: Mapping[str, int]) -> Summary:
     Returns:
         The components in the order of ``files``.
     """
-    parts = {name: _component(path, sizes) for name, path in files.items()}
+    parts = {}
+    for name, path in files.items():
+        with released():
+            parts[name] = _component(path, sizes)
     used = {operator.rsplit(".", 1)[-1] for part in parts.values() for operator in part.operators}
     unknown = sorted(operator for operator in used - _RULES.keys() if _MULTIPLIES.search(operator))
     return Summary(COUNTED + (f" Not counted: {', '.join(unknown)}." if unknown else ""), parts)
@@ -140,6 +144,8 @@ def _profile(path: Path, feeds: Mapping[str, np.ndarray[Any, Any]]) -> list[dict
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")  # no second copy of the weights
+        options.enable_cpu_mem_arena = False  # one run: nothing is kept for a next one
+        options.enable_mem_pattern = False
         options.log_severity_level = 3
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(scratch, "profile"))

@@ -10,8 +10,9 @@ import contextlib
 import io
 import logging
 import math
+import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,17 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers import PreTrainedModel
 
+from trrg_export.hollow import check, copy_fields
+from trrg_export.memory import released
 from trrg_export.wrappers import ClueEncoderGraph, FusionGraph, VisionGraph
 from trrg_sdk.manifest import Axes, TensorSpec
+from trrg_train.models.checkpoint import Checkpoint
 from trrg_train.models.trrg import Trrg
 
 OPSET = 20
 INLINE_LIMIT = 2**31 - 2**20  # protobuf's limit of 2 GiB, and room for the graph itself
 _EXAMPLE = {"batch": 2, "clues": 5, "prompts": 3, "length": 7}  # sizes seen while tracing, all different
 _EXTERNAL_FROM = 1024  # bytes; smaller tensors stay inside also when the rest is external
-_LARGE = 1024  # elements; what shapes are computed from is smaller
-_FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 _TALKATIVE = (
     "torch.onnx",
     "torch.export",
@@ -50,22 +52,47 @@ class GraphPlan:
 
     Attributes:
         name: As the manifest calls it.
-        module: Takes the inputs in order and returns the outputs in order.
+        module: Makes what takes the inputs in order and returns the outputs in order. Its weights are in memory as long
+            as what it gives is held.
         inputs: What the manifest will say; free axes by name.
         outputs: Names of the outputs in order.
     """
 
     name: str
-    module: nn.Module
+    module: Callable[[], nn.Module]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[str, ...]
 
 
-def plans(model: Trrg, *, channels: int, size: int, patches: int, joint_dim: int) -> tuple[GraphPlan, ...]:
+def checkpoint_plans(checkpoint: Checkpoint, load: Callable[[], Trrg]) -> tuple[GraphPlan, ...]:
+    """Plan the graphs of a checkpoint.
+
+    Args:
+        checkpoint: Of stage 2.
+        load: Gives its model, in evaluation mode, adapters merged.
+
+    Returns:
+        See :func:`plans`.
+    """
+    config = checkpoint.config
+    return plans(
+        load,
+        width=checkpoint.trrg().perceiver.vision.width,
+        channels=checkpoint.preprocess.channels,
+        size=config.image_size,
+        patches=config.patches,
+        joint_dim=config.joint_dim,
+    )
+
+
+def plans(
+    load: Callable[[], Trrg], *, width: int, channels: int, size: int, patches: int, joint_dim: int
+) -> tuple[GraphPlan, ...]:
     """Plan the graphs of a model.
 
     Args:
-        model: In evaluation mode, adapters merged.
+        load: Gives the model, in evaluation mode, adapters merged.
+        width: Dv.
         channels: Of the pixels.
         size: Side of the input in pixels.
         patches: N.
@@ -74,7 +101,6 @@ def plans(model: Trrg, *, channels: int, size: int, patches: int, joint_dim: int
     Returns:
         Plans for ``vision``, ``clue_encoder`` and ``fusion``.
     """
-    width = model.perceiver.vision.width
     vision = (_f32("pixels", "batch", channels, size, size),)
     prompts = tuple(TensorSpec(name, "int64", ("prompts", "length")) for name in ("input_ids", "attention_mask"))
     fusion = (
@@ -87,89 +113,78 @@ def plans(model: Trrg, *, channels: int, size: int, patches: int, joint_dim: int
         _f32("clue_override", "batch", "clues"),
     )
     return (
-        GraphPlan("vision", VisionGraph(model.perceiver), vision, ("patches", "patch_joint", "global_joint")),
-        GraphPlan("clue_encoder", ClueEncoderGraph(model.perceiver), prompts, ("clue_joint",)),
-        GraphPlan("fusion", FusionGraph(model.fusion), fusion, ("prompt_embeds", "clue_logits", "clue_heat")),
+        GraphPlan("vision", lambda: VisionGraph(load().perceiver), vision, ("patches", "patch_joint", "global_joint")),
+        GraphPlan("clue_encoder", lambda: ClueEncoderGraph(load().perceiver), prompts, ("clue_joint",)),
+        GraphPlan("fusion", lambda: FusionGraph(load().fusion), fusion, ("prompt_embeds", "clue_logits", "clue_heat")),
     )
 
 
-def export_graph(plan: GraphPlan) -> onnx.ModelProto:
+def export_graph(plan: GraphPlan, scratch: Path | None = None) -> onnx.ModelProto:
     """Trace one graph.
 
     Args:
         plan: What to export.
+        scratch: Where a file of the size of the weights may lie meanwhile; None takes the system's folder for that.
 
     Returns:
         A checked, cleaned model in fp32.
     """
-    module = plan.module.eval()
-    _use_exportable_attention(module)
-    free = {axis: Dim(axis) for spec in plan.inputs for axis in spec.axes if isinstance(axis, str)}
-    dynamic = tuple({i: free[a] for i, a in enumerate(s.axes) if isinstance(a, str)} for s in plan.inputs)
-    with quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            module,
-            tuple(_example(spec) for spec in plan.inputs),
-            None,
-            input_names=[spec.name for spec in plan.inputs],
-            output_names=list(plan.outputs),
-            dynamic_shapes=dynamic,
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
-        model = clean(_proto(program))
+    # Through a file: a message made of the program would copy all weights while PyTorch still holds them.
+    with tempfile.TemporaryDirectory(prefix=".traced-", dir=scratch) as folder:
+        path = Path(folder, "graph.onnx")
+        with released(), quiet(), torch.no_grad():  # what was traced lies in cycles
+            _trace(plan, path)
+        model = clean(onnx.load(str(path), load_external_data=False))
+        for tensor in model.graph.initializer:
+            take_inside(tensor, path.parent)
     check(model)
     return model
 
 
-def check(model: onnx.ModelProto) -> None:
-    """Check a graph with its types and shapes; ONNX's checker copies what it gets several times, so without weights.
+def _trace(plan: GraphPlan, path: Path) -> None:
+    module = plan.module().eval()
+    _use_exportable_attention(module)
+    free = {axis: Dim(axis) for spec in plan.inputs for axis in spec.axes if isinstance(axis, str)}
+    program = torch.onnx.export(
+        module,
+        tuple(_example(spec) for spec in plan.inputs),
+        None,
+        input_names=[spec.name for spec in plan.inputs],
+        output_names=list(plan.outputs),
+        dynamic_shapes=tuple({i: free[a] for i, a in enumerate(s.axes) if isinstance(a, str)} for s in plan.inputs),
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
+    program.save(str(path), external_data=True)
+
+
+def loaded(tensor: onnx.TensorProto, folder: Path) -> onnx.TensorProto:
+    """Return a copy of a tensor with its data inside.
 
     Args:
-        model: With its weights inside.
-
-    Raises:
-        onnx.checker.ValidationError: It breaks the standard.
+        tensor: May point to external data.
+        folder: Where that lies.
     """
-    light = without_weights(model)
-    declared = {value.name for value in light.graph.input}
-    hollow = [t for t in light.graph.initializer if is_hollow(t)]
-    inputs = [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in hollow if t.name not in declared]
-    light.graph.input.extend(inputs)
-    kept = [t for t in light.graph.initializer if not is_hollow(t)]
-    del light.graph.initializer[:]
-    light.graph.initializer.extend(kept)
-    onnx.checker.check_model(light, full_check=True)
+    copy = onnx.TensorProto()
+    copy.CopyFrom(tensor)
+    return take_inside(copy, folder)
 
 
-def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Copy a graph, but for the contents of its large floating-point weights.
+def take_inside(tensor: onnx.TensorProto, folder: Path) -> onnx.TensorProto:
+    """Give a tensor in place its data, and return it.
 
     Args:
-        model: Left as it is.
-
-    Returns:
-        A graph for whoever needs names, types and shapes; its large initializers are hollow.
+        tensor: May point to external data.
+        folder: Where that lies.
     """
-    light = onnx.ModelProto()
-    for kind, value in model.ListFields():
-        if kind.name != "graph":
-            _copy_field(light, kind, value)
-    for kind, value in model.graph.ListFields():
-        if kind.name != "initializer":
-            _copy_field(light.graph, kind, value)
-    for tensor in model.graph.initializer:
-        if tensor.data_type in _FLOATING and math.prod(tensor.dims) >= _LARGE:
-            light.graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
-        else:
-            light.graph.initializer.append(tensor)
-    return light
-
-
-def is_hollow(tensor: onnx.TensorProto) -> bool:
-    """Tell whether a weight has no contents, see :func:`without_weights`."""
-    return {kind.name for kind, _ in tensor.ListFields()} == {"name", "dims", "data_type"} and 0 not in tensor.dims
+    if external_data_helper.uses_external_data(tensor):
+        external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+    return tensor
 
 
 def clean(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -193,15 +208,17 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def save(model: onnx.ModelProto, path: Path) -> None:
+def save(model: onnx.ModelProto, path: Path, outside: Path | None = None) -> None:
     """Write a model: one file below 2 GiB, else with ``<name>.data`` beside it.
 
     Args:
-        model: With its weights inside.
+        model: Its weights are inside, or external.
         path: A ``.onnx`` file.
+        outside: Folder of external data that goes inside; None leaves it external.
     """
     if weight_bytes(model) < INLINE_LIMIT:
-        path.write_bytes(model.SerializeToString(deterministic=True))
+        with path.open("wb") as file:
+            file.writelines(_pieces(model, outside))
         return
     onnx.save_model(
         model,
@@ -211,6 +228,38 @@ def save(model: onnx.ModelProto, path: Path) -> None:
         location=f"{path.name}.data",
         size_threshold=_EXTERNAL_FROM,
     )
+
+
+def _pieces(model: onnx.ModelProto, outside: Path | None) -> Iterator[bytes]:
+    """A message as it is written, one weight at a time: whole it would be in memory once more."""
+
+    def tensors() -> Iterator[onnx.TensorProto]:
+        for tensor in model.graph.initializer:
+            yield tensor if outside is None else loaded(tensor, outside)
+
+    whole, graph = onnx.ModelProto(), onnx.GraphProto()
+    copy_fields(model, whole, but="graph")
+    copy_fields(model.graph, graph, but="initializer")
+    head = graph.SerializeToString(deterministic=True)
+    sizes = [tensor.ByteSize() for tensor in tensors()]
+    marks = [_begins(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, size) for size in sizes]
+    yield whole.SerializeToString(deterministic=True)
+    yield _begins(onnx.ModelProto.GRAPH_FIELD_NUMBER, len(head) + sum(sizes) + sum(map(len, marks)))
+    yield head
+    for mark, tensor in zip(marks, tensors(), strict=True):
+        yield mark
+        yield tensor.SerializeToString(deterministic=True)
+
+
+def _begins(field: int, size: int) -> bytes:
+    """What stands before a message inside another one: its field with wire type 2, and its size, as varints."""
+    return b"".join(map(_varint, (field << 3 | 2, size)))
+
+
+def _varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first; the eighth says that more follow."""
+    septets = [value >> shift & 127 for shift in range(0, max(value.bit_length(), 1), 7)]
+    return bytes([*(septet | 128 for septet in septets[:-1]), septets[-1]])
 
 
 def weight_bytes(model: onnx.ModelProto) -> int:
@@ -292,23 +341,6 @@ def _use_exportable_attention(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, PreTrainedModel) and part.config.model_type in ("swin", "swinv2"):
             part.set_attn_implementation("eager")
-
-
-def _copy_field(message: Any, kind: Any, value: Any) -> None:
-    """Copy one field of a protocol buffer, whatever it is."""
-    if kind.is_repeated:
-        getattr(message, kind.name).extend(value)
-    elif kind.message_type is not None:
-        getattr(message, kind.name).CopyFrom(value)
-    else:
-        setattr(message, kind.name, value)
-
-
-def _proto(program: Any) -> onnx.ModelProto:
-    if program is None:
-        raise RuntimeError("torch.onnx.export returned no program")
-    model: onnx.ModelProto = program.model_proto
-    return model
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -20,7 +20,7 @@ from torch import nn
 from trrg_export.build import ExportOptions, export_bundle
 from trrg_export.parity import LIMITS, Exported, compare
 from trrg_export.reference import run_pytorch
-from trrg_export.to_onnx import GraphPlan, plans
+from trrg_export.to_onnx import GraphPlan, checkpoint_plans
 from trrg_sdk.backends import onnxruntime
 from trrg_sdk.backends.ort_decoder import OrtDecoder
 from trrg_sdk.bundle import Bundle
@@ -39,7 +39,7 @@ class TorchGraph:
         self.outputs: tuple[TensorSpec, ...] = spec.outputs
         self._names = [tensor.name for tensor in plan.inputs]
         self._rounded = rounded
-        self._module: nn.Module = copy.deepcopy(plan.module).bfloat16() if rounded else plan.module
+        self._module: nn.Module = copy.deepcopy(plan.module()).bfloat16() if rounded else plan.module()
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -84,14 +84,7 @@ def outcomes(checkpoint: Path) -> dict[str, Mapping[str, Any]]:
         checkpoint: Of stage 2.
     """
     loaded = load_checkpoint(checkpoint)
-    config = loaded.config
-    planned = plans(
-        loaded.trrg(),
-        channels=loaded.preprocess.channels,
-        size=config.image_size,
-        patches=config.patches,
-        joint_dim=config.joint_dim,
-    )
+    planned = checkpoint_plans(loaded, loaded.trrg)
     reference = run_pytorch(loaded, loaded.parity_pixels())
     tables: dict[str, Mapping[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:

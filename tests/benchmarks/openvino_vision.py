@@ -57,7 +57,8 @@ def swin() -> GraphPlan:
     config = read_config(CONFIG).model
     side = config.image_size
     pixels = TensorSpec("pixels", "float32", ("batch", 1, side, side))
-    return GraphPlan("vision", VisionEncoder(config).eval(), (pixels,), ("patches",))
+    encoder = VisionEncoder(config).eval()
+    return GraphPlan("vision", lambda: encoder, (pixels,), ("patches",))
 
 
 def contestants(
@@ -211,7 +212,7 @@ def vision_page(repeats: int) -> list[str]:
     image = np.random.default_rng(0).normal(size=(1, 1, side, side)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vision.onnx"
-        untouched = copy.deepcopy(plan.module)  # the export sets the attention that it can trace
+        untouched = copy.deepcopy(plan.module())  # the export sets the attention that it can trace
         save(export_graph(plan), path)
         runs, notes = contestants(plan, untouched, path, image)
         return list(page(runs, timed(runs, repeats), notes))

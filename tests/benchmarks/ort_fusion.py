@@ -127,7 +127,14 @@ def plan_of(case: Case) -> GraphPlan:
             torch.nn.init.normal_(parameter, std=0.02)
     config = case.config
     model: Any = SimpleNamespace(perceiver=perceiver, fusion=fusion)
-    planned = plans(model, channels=1, size=config.image_size, patches=config.patches, joint_dim=config.joint_dim)
+    planned = plans(
+        lambda: model,
+        width=perceiver.vision.width,
+        channels=1,
+        size=config.image_size,
+        patches=config.patches,
+        joint_dim=config.joint_dim,
+    )
     return next(plan for plan in planned if plan.name == case.graph)
 
 
@@ -161,13 +168,13 @@ def _optimized(case: Case, plain: Path, level: int) -> Path:
 
 def _written_out(plan: GraphPlan) -> GraphPlan | None:
     """The plan with eager attention, where the export would take another one."""
-    module = copy.deepcopy(plan.module)
+    module = copy.deepcopy(plan.module())
     changed = False
     for part in module.modules():
         if isinstance(part, PreTrainedModel) and part.config._attn_implementation == "sdpa":
             part.set_attn_implementation("eager")
             changed = True
-    return replace(plan, module=module) if changed and plan.name != "fusion" else None
+    return replace(plan, module=lambda: module) if changed and plan.name != "fusion" else None
 
 
 def opened(path: Path) -> Variant:

@@ -38,7 +38,7 @@ def traced(fp32_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Call
 
     changes: list[Callable[[str, Any], None]] = []
 
-    def load(plan: Any) -> Any:
+    def load(plan: Any, _: Path) -> Any:
         model = onnx.load(str(fp32_bundle / "graphs" / f"{plan.name}.onnx"))
         for change in changes:
             change(plan.name, model)

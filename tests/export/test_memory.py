@@ -1,17 +1,34 @@
-"""What an export holds in memory, over the size of the checkpoint: measured on a process of its own."""
+"""What an export holds in memory, over the size of the checkpoint, and what keeps that low."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("torch")
 pytest.importorskip("onnxruntime_genai")
 
+from onnx import helper, numpy_helper
+
 from tests.export import tiny
+from trrg_export.parity import LIMITS, Exported, compare
+from trrg_export.precision.sections import NODES, Sections, cut
+from trrg_export.reference import run_pytorch
+from trrg_export.to_onnx import checkpoint_plans, save
+from trrg_sdk.backends.onnxruntime import OrtBackend, OrtGraph
+from trrg_sdk.bundle import Bundle
+from trrg_sdk.manifest import GraphSpec
+from trrg_train.models.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.torch
 
 LARGE = {
     "hidden_size": 512,
@@ -21,6 +38,10 @@ LARGE = {
     "intermediate_size": 2560,
 }
 """82 million weights, 330 MB."""
+ENCODER = {"hidden_size": 768, "num_hidden_layers": 8, "num_attention_heads": 12, "intermediate_size": 3072}
+"""57 million weights, 230 MB."""
+WIDTH = 256
+PRODUCTS = 64
 EXPORT = """
 import sys
 from pathlib import Path
@@ -31,10 +52,10 @@ sys.exit(code)
 """
 
 
-def _exported(checkpoint: Path) -> tuple[int, int]:
+def _exported(checkpoint: Path, precision: str) -> tuple[int, int]:
     """Export; the size of the weights and the largest resident set, in bytes."""
-    out = checkpoint.with_name(f"{checkpoint.name}-int4")
-    options = [str(checkpoint), "--out", str(out), "--int4", "--label-agreement", "0", "--studies", "1"]
+    out = checkpoint.with_name(f"{checkpoint.name}-{precision}")
+    options = [str(checkpoint), "--out", str(out), f"--{precision}", "--label-agreement", "0", "--studies", "1"]
     command = [sys.executable, "-c", EXPORT, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -44,9 +65,97 @@ def _exported(checkpoint: Path) -> tuple[int, int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux tells the peak of a process there")
-def test_an_export_to_int4_holds_at_most_one_and_a_half_times_the_checkpoint(tmp_path: Path) -> None:
+def test_an_export_holds_at_most_one_and_a_half_times_the_checkpoint(tmp_path: Path) -> None:
     """A tiny checkpoint costs the same but for its weights: libraries, traces, sessions."""
-    nothing, without = _exported(tiny.write_checkpoint(tmp_path / "tiny"))
-    weights, peak = _exported(tiny.write_checkpoint(tmp_path / "large", llm={**tiny.LLM, **LARGE}))
-    assert weights > 300e6
-    assert (peak - without) / (weights - nothing) <= 1.5
+    nothing, without = _exported(tiny.write_checkpoint(tmp_path / "tiny"), "int4")
+    large = {
+        "int4": tiny.write_checkpoint(tmp_path / "decoder", llm={**tiny.LLM, **LARGE}),
+        "fp16": tiny.write_checkpoint(tmp_path / "encoder", clue_encoder={**tiny.CLUE_ENCODER, **ENCODER}),
+    }
+    for precision, checkpoint in large.items():
+        weights, peak = _exported(checkpoint, precision)
+        assert weights > 200e6
+        assert (peak - without) / (weights - nothing) <= 1.5, precision
+
+
+def test_a_graph_is_written_one_weight_at_a_time(tmp_path: Path) -> None:
+    model = _chain()
+    whole = model.ByteSize()
+    assert _traced(lambda: save(model, tmp_path / "graph.onnx")) < whole / 8
+    written = onnx.load(str(tmp_path / "graph.onnx"))
+    assert (tmp_path / "graph.onnx").stat().st_size == whole
+    assert written.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
+
+
+def test_external_weights_go_inside_one_at_a_time(tmp_path: Path) -> None:
+    model = _chain()
+    source = tmp_path / "source.onnx"
+    onnx.save_model(_chain(), str(source), save_as_external_data=True, location="source.data")
+    outside = onnx.load(str(source), load_external_data=False)
+    assert outside.ByteSize() < model.ByteSize() / 8
+    assert _traced(lambda: save(outside, tmp_path / "graph.onnx", tmp_path)) < model.ByteSize() / 8
+    assert onnx.load(str(tmp_path / "graph.onnx"), load_external_data=False) == model
+
+
+def test_sections_hold_their_own_weights_only() -> None:
+    model = _chain()
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    parts = cut(model)
+    sections = Sections(model, parts, weights.__getitem__)
+    states = [{"x0": np.ones((1, WIDTH), np.float32)}]
+
+    def run() -> None:
+        for index in range(len(parts)):
+            (values,) = sections.run(index, states)
+            assert len(values) == NODES
+
+    assert _traced(run) < model.ByteSize() / 3
+
+
+def test_the_clue_encoder_is_closed_before_the_graphs_of_a_report_are_opened(
+    fp32_bundle: Path, tiny_checkpoint: Path
+) -> None:
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    reference = run_pytorch(checkpoint, checkpoint.parity_pixels()[:1])
+    backend = _Watched("cpu", 1)
+    exported = Exported(Bundle.load(fp32_bundle), "fp32", backend)
+    report = compare(exported, checkpoint_plans(checkpoint, checkpoint.trrg), reference, limits=LIMITS["fp32"])
+    assert report.failures == ()
+    assert backend.beside == {"clue_encoder": set(), "vision": set(), "fusion": {"vision"}}
+
+
+class _Watched(OrtBackend):
+    """Notes which graphs are open when one is opened."""
+
+    def __init__(self, device: str, threads: int) -> None:
+        super().__init__(device, threads)
+        self.beside: dict[str, set[str]] = {}
+        self._opened: dict[str, weakref.ref[OrtGraph]] = {}
+
+    def graph(self, path: Path, *, spec: GraphSpec | None = None) -> OrtGraph:
+        self.beside[path.stem] = {name for name, graph in self._opened.items() if graph() is not None}
+        graph = super().graph(path, spec=spec)
+        self._opened[path.stem] = weakref.ref(graph)
+        return graph
+
+
+def _chain() -> onnx.ModelProto:
+    """x0 (1, 256) through products with weights of 256 KiB."""
+    rng = np.random.default_rng(0)
+    nodes = [helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"], name=f"n{i}") for i in range(PRODUCTS)]
+    shapes = {"x0": [1, WIDTH], f"x{PRODUCTS}": [1, WIDTH]}
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    weights = [rng.normal(size=(WIDTH, WIDTH)).astype(np.float32) / WIDTH**0.5 for _ in range(PRODUCTS)]
+    tensors = [numpy_helper.from_array(weight, f"w{i}") for i, weight in enumerate(weights)]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def _traced(step: Callable[[], object]) -> int:
+    """The most that Python and NumPy hold for a step, in bytes."""
+    tracemalloc.start()
+    try:
+        step()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

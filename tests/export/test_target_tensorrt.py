@@ -49,15 +49,12 @@ ANYTHING = ParityLimits(value=None, differing_texts=None, label_agreement=0.0, c
 def site_of(tiny_checkpoint: Path, fp32_bundle: Path) -> Iterator[Any]:
     """A copy of the fp32 bundle as a bundle under construction; the traced graphs are those of that bundle."""
     from trrg_export.reference import run_pytorch
-    from trrg_export.to_onnx import plans
+    from trrg_export.to_onnx import checkpoint_plans
     from trrg_train.models.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(tiny_checkpoint)
     reference = run_pytorch(loaded, loaded.parity_pixels())
-    config = loaded.config
-    planned = plans(
-        loaded.trrg(), channels=1, size=config.image_size, patches=config.patches, joint_dim=config.joint_dim
-    )
+    planned = checkpoint_plans(loaded, loaded.trrg)
 
     def make(folder: Path, precision: str, limits: ParityLimits | None = None) -> ProvenSite:
         shutil.copytree(fp32_bundle, folder)
@@ -68,7 +65,7 @@ def site_of(tiny_checkpoint: Path, fp32_bundle: Path) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         trace = tensorrt_graphs.build_explicit_decoder
         decoder = functools.cache(lambda half: trace(loaded.trrg().llm, half=half))
-        patch.setattr(tensorrt_graphs, "export_graph", lambda plan: onnx.load(str(traced[plan.name])))
+        patch.setattr(tensorrt_graphs, "export_graph", lambda plan, _: onnx.load(str(traced[plan.name])))
         patch.setattr(tensorrt_graphs, "build_explicit_decoder", lambda _, *, half: copy.deepcopy(decoder(half)))
         yield make
 

@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from trrg_export.to_onnx import GraphPlan, clean, example_inputs, export_graph, plans, save, tensor_specs
+from trrg_export.to_onnx import GraphPlan, checkpoint_plans, clean, example_inputs, export_graph, save, tensor_specs
 from trrg_sdk.backends.onnxruntime import open_backend
 
 pytestmark = pytest.mark.torch
@@ -23,14 +23,13 @@ def planned(tiny_checkpoint: Path) -> dict[str, GraphPlan]:
     from trrg_train.models.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(tiny_checkpoint)
-    found = plans(loaded.trrg(), channels=1, size=64, patches=4, joint_dim=16)
-    return {plan.name: plan for plan in found}
+    return {plan.name: plan for plan in checkpoint_plans(loaded, loaded.trrg)}
 
 
 @pytest.mark.slow
 def test_two_exports_give_the_same_bytes(fp32_bundle: Path, planned: dict[str, GraphPlan], tmp_path: Path) -> None:
     for name, plan in planned.items():
-        save(export_graph(plan), tmp_path / f"{name}.onnx")
+        save(export_graph(plan, tmp_path), tmp_path / f"{name}.onnx")
         assert (tmp_path / f"{name}.onnx").read_bytes() == (fp32_bundle / "graphs" / f"{name}.onnx").read_bytes(), name
 
 
@@ -117,7 +116,7 @@ def _both(bundle: Path, plan: GraphPlan, sizes: dict[str, int]) -> tuple[dict[st
 
     inputs = example_inputs(plan, sizes=sizes, seed=3)
     with torch.no_grad():
-        expected: Any = plan.module.eval()(*map(torch.from_numpy, inputs.values()))
+        expected: Any = plan.module().eval()(*map(torch.from_numpy, inputs.values()))
     expected = (expected,) if isinstance(expected, torch.Tensor) else expected
     got = open_backend(device="cpu").graph(bundle / "graphs" / f"{plan.name}.onnx").run(inputs)
     return got, {name: value.numpy() for name, value in zip(plan.outputs, expected, strict=True)}

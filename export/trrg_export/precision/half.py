@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper, shape_inference
 
+from trrg_export.hollow import check, is_hollow, without_weights
 from trrg_export.parity import ParityError
 from trrg_export.precision.layers import Weights, contents, errors, magnitude, peaks, tensor_types
 from trrg_export.precision.lowered import (
@@ -32,7 +33,7 @@ from trrg_export.precision.lowered import (
     settle,
 )
 from trrg_export.precision.sections import Feed
-from trrg_export.to_onnx import check, clean, is_hollow, without_weights
+from trrg_export.to_onnx import clean
 from trrg_sdk.errors import UsageError
 
 _LARGEST = 65504.0  # of fp16

@@ -15,8 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from trrg_export.hollow import without_weights
 from trrg_export.precision.half import SAFE
-from trrg_export.to_onnx import without_weights
 from trrg_sdk.backends.ort_session import open_session
 from trrg_sdk.manifest import DecoderSpec
 

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import external_data_helper, helper
+from onnx import helper
 
 from trrg_export.precision.gptq import INT8_ACTIVATIONS, Calibration, Quantizer, Replacement, gptq_quantizer
 from trrg_export.precision.int8 import replace_all
+from trrg_export.to_onnx import loaded
 from trrg_sdk.errors import UsageError
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -83,22 +84,6 @@ def quantize_decoder(source: Path, int4: Int4, calibration: Calibration) -> onnx
     if _CONTRIB not in {opset.domain for opset in model.opset_import}:
         model.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
     return model
-
-
-def loaded(tensor: onnx.TensorProto, folder: Path) -> onnx.TensorProto:
-    """Return a copy of a tensor with its data inside.
-
-    Args:
-        tensor: May point to external data.
-        folder: Where that lies.
-    """
-    copy = onnx.TensorProto()
-    copy.CopyFrom(tensor)
-    if external_data_helper.uses_external_data(copy):
-        external_data_helper.load_external_data_for_tensor(copy, str(folder))
-        copy.ClearField("external_data")
-        copy.ClearField("data_location")
-    return copy
 
 
 def _quantizer(source: Path, products: Sequence[onnx.NodeProto], int4: Int4, calibration: Calibration) -> Quantizer:

@@ -11,7 +11,8 @@ is not folded by default: on a vision encoder of the mini size it took 10.9 ms w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,20 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from trrg_export.hollow import is_hollow
+
 _SMALLEST = 2048  # elements; below that a file gains nothing
 _LEVELS = 127
 
 
-def quantize_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+def quantize_weights(
+    model: onnx.ModelProto, contents: Mapping[str, onnx.TensorProto] = MappingProxyType({})
+) -> onnx.ModelProto:
     """Store the weights of convolutions, matrix products and embedding tables in int8.
 
     Args:
         model: fp32; changed in place.
+        contents: Of its hollow weights, by name.
 
     Returns:
         The same model.
@@ -36,10 +42,11 @@ def quantize_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     first: list[onnx.NodeProto] = []
     kept = []
     for tensor in model.graph.initializer:
+        filled = contents[tensor.name] if is_hollow(tensor) else tensor
         if tensor.name not in axes or int(np.prod(tensor.dims)) < _SMALLEST:
-            kept.append(tensor)
+            kept.append(filled)
             continue
-        quantized, scale = quantize(numpy_helper.to_array(tensor), axis=axes[tensor.name])
+        quantized, scale = quantize(numpy_helper.to_array(filled), axis=axes[tensor.name])
         kept += [
             numpy_helper.from_array(quantized, f"{tensor.name}.int8"),
             numpy_helper.from_array(scale, f"{tensor.name}.scale"),

@@ -15,12 +15,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, inliner, numpy_helper, shape_inference
 
+from trrg_export.hollow import is_hollow
 from trrg_export.precision.sections import Array, Feed, Sections, cut, cut_alike, in_groups
-from trrg_export.to_onnx import is_hollow
 from trrg_sdk.backends.ort_session import open_session
 
 Weights = Mapping[str, TensorProto]
 _ROUNDED = "~unrounded"
+_HALF = "~half"
 KEPT_OUTPUT = "_cast_to_fp16"
 """What the converter appends to the name of a tensor that a layer kept in fp32 writes."""
 
@@ -137,6 +138,7 @@ def _rounded_sections(
     stored = {tensor.name: tensor for tensor in half.graph.initializer}
     alike = [[step for node in part for step in _rounding(node, types)] for part in cut_alike(half, parts)]
     written = {name for part in alike for node in part for name in node.output}
+    inner = {name for name in written if name.endswith((_ROUNDED, _HALF))}
 
     def weight(name: str) -> TensorProto:
         tensor = contents(stored[name], weights)
@@ -146,7 +148,7 @@ def _rounded_sections(
     def twin(name: str) -> str:
         return next((each for each in (f"{name}{KEPT_OUTPUT}", name) if each in written), "")
 
-    return Sections(half, alike, weight), twin
+    return Sections(half, alike, weight, inner), twin
 
 
 def rounded(half: onnx.ModelProto) -> onnx.ModelProto:
@@ -280,8 +282,8 @@ def _rounding(node: onnx.NodeProto, types: Mapping[str, int]) -> Iterator[onnx.N
     yield copy
     for index in made:
         name = node.output[index]
-        yield helper.make_node("Cast", [name + _ROUNDED], [f"{name}~half"], to=TensorProto.FLOAT16, name=f"{name}~1")
-        yield helper.make_node("Cast", [f"{name}~half"], [name], to=TensorProto.FLOAT, name=f"{name}~2")
+        yield helper.make_node("Cast", [name + _ROUNDED], [name + _HALF], to=TensorProto.FLOAT16, name=f"{name}~1")
+        yield helper.make_node("Cast", [name + _HALF], [name], to=TensorProto.FLOAT, name=f"{name}~2")
 
 
 def _widen(tensor: onnx.TensorProto) -> None:

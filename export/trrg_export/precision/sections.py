@@ -2,36 +2,39 @@
 
 To look at every number of a Swin-B at 224 x 224 pixels, or of a BERT-base that reads 28 prompts, in one run takes
 gigabytes; only the largest of them is asked for. A section is some nodes in the graph's order. Its session is opened,
-run on a few feeds and closed; what later sections read stays until the last of them has run.
+run on a few feeds and closed; what later sections read stays until the last of them has run. Large weights are inputs
+of a section: ONNX Runtime reads them where they lie, and would hold initializers as message, as tensor and as packed
+tensor. Nothing is planned or kept for a next run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
-from trrg_sdk.backends.ort_session import open_session
+from trrg_export.hollow import is_large
 
 Array = NDArray[Any]
 Feed = Mapping[str, Array]
-NODES = 16
+NODES = 8
 """In a section: at most as many tensors are there at once, and a few that wait."""
-_FEEDS = 16  # that go through the sections together: what waits between two is there for each
+_FEEDS = 4  # that go through the sections together: what waits between two is there for each
 
 
 class Sections:
-    """A graph in sections, which gives every float tensor that a node writes."""
+    """A graph in sections, which gives the float tensors that its nodes write."""
 
     def __init__(
         self,
         model: onnx.ModelProto,
         parts: Sequence[Sequence[onnx.NodeProto]],
         weight: Callable[[str], TensorProto],
+        inner: Collection[str] = (),
     ) -> None:
         """Take a graph apart.
 
@@ -39,8 +42,9 @@ class Sections:
             model: Only its inputs, outputs, operator sets and names of initializers count.
             parts: All nodes, in an order in which they can run.
             weight: Gives an initializer by name, with its contents.
+            inner: Tensors that nobody asks for, read in the section alone that writes them.
         """
-        self._model, self._parts, self._weight = model, parts, weight
+        self._model, self._parts, self._weight, self._inner = model, parts, weight, inner
         self._stored = {tensor.name for tensor in model.graph.initializer}
         self._last = {name: i for i, part in enumerate(parts) for node in part for name in reads(node)}
 
@@ -58,28 +62,34 @@ class Sections:
         if not part:
             yield from ({} for _ in states)
             return
-        written = [name for node in part for name in node.output if name]
-        session = self._open(part, written, states[0])
+        session, weights = self._open(part, states[0])
         names = [output.name for output in session.get_outputs()]
-        wanted = {spec.name for spec in session.get_inputs()}
+        wanted = {spec.name for spec in session.get_inputs()} - weights.keys()
         for state in states:
-            values = dict(zip(names, session.run(names, {n: state[n] for n in wanted}), strict=True))
-            yield {name: value for name, value in values.items() if value.dtype == np.float32}
+            values = dict(zip(names, session.run(names, {**weights, **{n: state[n] for n in wanted}}), strict=True))
             state.update(values)
+            yield {name: value for name, value in values.items() if value.dtype == np.float32}
+            del values
             for name in [name for name in state if self._last.get(name, -1) <= index]:
                 del state[name]
 
-    def _open(self, part: Sequence[onnx.NodeProto], written: Sequence[str], state: Feed) -> Any:
+    def _open(self, part: Sequence[onnx.NodeProto], state: Feed) -> tuple[Any, dict[str, Array]]:
+        """A session, and those of its inputs that are weights."""
         read = dict.fromkeys(name for node in part for name in reads(node))
         tensors = [self._weight(name) for name in read if name in self._stored]
-        outside = [name for name in read if name in state and name not in self._stored]
-        types = {name: helper.np_dtype_to_tensor_dtype(state[name].dtype) for name in outside}
+        weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors if is_large(tensor)}
+        given = {**{name: state[name] for name in read if name in state and name not in self._stored}, **weights}
         graph = helper.make_graph(
             part,
             self._model.graph.name or "section",
-            [helper.make_tensor_value_info(name, types[name], [None] * state[name].ndim) for name in outside],
-            [helper.make_empty_tensor_value_info(name) for name in written],
-            tensors,
+            [_declared(name, value) for name, value in given.items()],
+            [
+                helper.make_empty_tensor_value_info(name)
+                for node in part
+                for name in node.output
+                if name and name not in self._inner
+            ],
+            [tensor for tensor in tensors if tensor.name not in weights],
         )
         model = helper.make_model(
             graph,
@@ -87,7 +97,24 @@ class Sections:
             ir_version=self._model.ir_version,
             functions=self._model.functions,
         )
-        return open_session(model.SerializeToString(), graph.name, "cpu", 0)
+        return _session(model), weights
+
+
+def _declared(name: str, value: Array) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
+
+
+def _session(model: onnx.ModelProto) -> Any:
+    """Open a graph as it is, for a few runs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:

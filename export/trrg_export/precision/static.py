@@ -32,12 +32,14 @@ import logging
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper, shape_inference
 
+from trrg_export.hollow import check, is_hollow, with_weights_outside, without_weights
 from trrg_export.precision.int8 import quantize_weights
 from trrg_export.precision.layers import relative_gap
 from trrg_export.precision.lowered import (
@@ -80,12 +82,12 @@ def to_static(
         A checked graph, the same for the same input. One that cannot hold the limit computes in fp32, with weights
         stored in int8 unless ``symmetric``, and says so.
     """
-    source, bound = named(model), DRIFT_LIMIT if limit is None else limit
-    if weight_bytes(source) >= INLINE_LIMIT:
+    source, bound = _Source.of(model), DRIFT_LIMIT if limit is None else limit
+    if weight_bytes(model) >= INLINE_LIMIT:
         return _reported(label, _left(source, (), "a graph above 2 GiB is not calibrated", symmetric=symmetric))
     trial = _Trial(source, feeds, bound, symmetric=symmetric)
     lowering = Lowering("int8", trial.convert, trial.judge, bound, as_bad=1.0, reason=_REASON)
-    found = settle(source, trial.blind, lowering)
+    found = settle(source.light, trial.blind, lowering)
     if isinstance(found, Hopeless):
         _LOG.info(
             "%s: %s drifts by %.3g in int8, the limit is %g, and more than %d %% of the weights would have to stay in "
@@ -109,14 +111,36 @@ def store_weights(model: onnx.ModelProto, feeds: Sequence[Feed], *, why: str) ->
     Returns:
         A checked graph.
     """
-    return _left(named(model), feeds, why, symmetric=False)
+    return _left(_Source.of(model), feeds, why, symmetric=False)
 
 
-def _left(source: onnx.ModelProto, feeds: Sequence[Feed], why: str, *, symmetric: bool) -> LoweredGraph:
+def _left(source: _Source, feeds: Sequence[Feed], why: str, *, symmetric: bool) -> LoweredGraph:
     """Put nothing into int8 arithmetic."""
-    stored = _finished(source, symmetric=symmetric)
-    drift = _Drift(source, feeds).of(stored) if feeds else {}
-    return LoweredGraph("int8", stored, kept_layers(source, dict.fromkeys(_products(source), why)), drift, "")
+    drift = _Drift(source, feeds) if feeds else None
+    stored = _finished(source.light, source.weights, symmetric=symmetric)
+    kept = kept_layers(source.light, dict.fromkeys(_products(source.light), why))
+    return LoweredGraph("int8", stored, kept, drift.of(stored) if drift else {}, "")
+
+
+class _Source(NamedTuple):
+    """A graph that is in memory once, whatever is made of it.
+
+    Attributes:
+        light: Its nodes have names of their own, its large weights are hollow.
+        weights: All initializers by name, with their contents.
+    """
+
+    light: onnx.ModelProto
+    weights: Mapping[str, TensorProto]
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto) -> _Source:
+        return cls(named(without_weights(model)), {tensor.name: tensor for tensor in model.graph.initializer})
+
+    def inputs(self) -> dict[str, Array]:
+        """The large weights, for :func:`with_weights_outside`: what ONNX Runtime is fed with it does not copy."""
+        names = [tensor.name for tensor in self.light.graph.initializer if is_hollow(tensor)]
+        return {name: numpy_helper.to_array(self.weights[name]) for name in names}
 
 
 class _Trial:
@@ -126,16 +150,17 @@ class _Trial:
         blind: Product → why it has no range to quantize with.
     """
 
-    def __init__(self, source: onnx.ModelProto, feeds: Sequence[Feed], bound: float, *, symmetric: bool) -> None:
+    def __init__(self, source: _Source, feeds: Sequence[Feed], bound: float, *, symmetric: bool) -> None:
         self._source, self._feeds, self._bound, self._symmetric = source, feeds, bound, symmetric
-        self._products = _products(source)
+        self._products = _products(source.light)
         self._ranges = _calibrated(source, feeds)
         self.blind = _without_range(self._products, self._ranges)
         self._drift = _Drift(source, feeds)
         self._alone: dict[str, float] = {}
 
     def convert(self, kept: Mapping[str, str]) -> onnx.ModelProto:
-        return self._quantized(self._products.keys() - kept.keys())
+        quantized = self._quantized(self._products.keys() - kept.keys())
+        return _finished(quantized, self._source.weights, symmetric=self._symmetric)
 
     def judge(self, model: onnx.ModelProto, kept: Mapping[str, str]) -> tuple[dict[str, float], dict[str, float]]:
         """Drift, and where it is too large what each product does alone; that is measured once, on a few feeds."""
@@ -144,9 +169,9 @@ class _Trial:
             return drift, {}
         if not self._alone:
             few = _Drift(self._source, self._feeds[:: -(-len(self._feeds) // _TRIED)])
+            weights = self._source.inputs()
             for name in self._products.keys() - self.blind.keys():
-                one = self._quantized({name})
-                self._alone[name] = max(few.of(one).values())
+                self._alone[name] = max(few.of(self._quantized({name}), weights).values())
         return drift, {name: value for name, value in sorted(self._alone.items()) if name not in kept}
 
     def _quantized(self, products: Collection[str]) -> onnx.ModelProto:
@@ -156,23 +181,30 @@ class _Trial:
 class _Drift:
     """How far the outputs of other graphs are from those of an original."""
 
-    def __init__(self, source: onnx.ModelProto, feeds: Sequence[Feed]) -> None:
-        self._names = [output.name for output in source.graph.output]
+    def __init__(self, source: _Source, feeds: Sequence[Feed]) -> None:
+        self._names = [output.name for output in source.light.graph.output]
         self._feeds = feeds
-        self._wanted = list(self._outputs(source))
+        self._wanted = list(self._outputs(source.light, source.inputs()))
 
-    def of(self, model: onnx.ModelProto) -> dict[str, float]:
-        """Output → its largest difference over all feeds, as :class:`LoweredGraph` has it."""
+    def of(self, model: onnx.ModelProto, weights: Feed = MappingProxyType({})) -> dict[str, float]:
+        """Output → its largest difference over all feeds, as :class:`LoweredGraph` has it.
+
+        Args:
+            model: Some of its weights may be hollow.
+            weights: Those, and others.
+        """
         found = dict.fromkeys(self._names, 0.0)
-        for wanted, got in zip(self._wanted, self._outputs(model), strict=True):
+        for wanted, got in zip(self._wanted, self._outputs(model, weights), strict=True):
             for name, expected, value in zip(self._names, wanted, got, strict=True):
                 found[name] = max(found[name], relative_gap(expected, value))
         return found
 
-    def _outputs(self, model: onnx.ModelProto) -> Iterator[list[Array]]:
-        session = open_session(model.SerializeToString(), model.graph.name, "cpu", 0)
+    def _outputs(self, model: onnx.ModelProto, weights: Feed) -> Iterator[list[Array]]:
+        outside = with_weights_outside(model)
+        session = open_session(outside.SerializeToString(), model.graph.name, "cpu", 0)
+        hollow = {value.name: weights[value.name] for value in outside.graph.input if value.name in weights}
         for feed in self._feeds:
-            yield session.run(self._names, dict(feed))
+            yield session.run(self._names, {**feed, **hollow})
 
 
 def _reported(label: str, graph: LoweredGraph) -> LoweredGraph:
@@ -191,32 +223,36 @@ def _products(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     }
 
 
-def _calibrated(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Any:
+def _calibrated(source: _Source, feeds: Sequence[Feed]) -> Any:
     """Run the feeds; the library's ranges of all tensors around its operators."""
-    from onnxruntime.quantization import CalibrationMethod, create_calibrator
+    from onnxruntime.quantization.calibrate import MinMaxCalibrater
+
+    weights = source.inputs()
+
+    class Calibrater(MinMaxCalibrater):  # type: ignore[misc]
+        def select_tensors_to_calibrate(self, model: onnx.ModelProto) -> tuple[set[str], dict[str, Any]]:
+            tensors, infos = super().select_tensors_to_calibrate(model)
+            return tensors - weights.keys(), infos
 
     with quiet(), tempfile.TemporaryDirectory(prefix="trrg-int8-") as folder:
         path = Path(folder, "graph.onnx")
-        onnx.save_model(model, str(path))
-        calibrator = create_calibrator(
-            path,
-            _OPERATORS,
-            augmented_model_path=str(Path(folder, "augmented.onnx")),
-            calibrate_method=CalibrationMethod.MinMax,
-        )
-        calibrator.collect_data(_Reader(feeds))
+        onnx.save_model(with_weights_outside(source.light), str(path))
+        calibrator = Calibrater(path, _OPERATORS, augmented_model_path=str(Path(folder, "augmented.onnx")))
+        calibrator.augment_graph()
+        calibrator.create_inference_session()
+        calibrator.collect_data(_Reader(feeds, weights))
         return calibrator.compute_data()
 
 
 class _Reader:
-    """Feeds, as the library's ``CalibrationDataReader`` gives them."""
+    """Feeds with the weights, as the library's ``CalibrationDataReader`` gives them."""
 
-    def __init__(self, feeds: Sequence[Feed]) -> None:
-        self._feeds: Iterator[Feed] = iter(feeds)
+    def __init__(self, feeds: Sequence[Feed], weights: Feed) -> None:
+        self._feeds, self._weights = iter(feeds), weights
 
     def get_next(self) -> dict[str, Any] | None:
         feed = next(self._feeds, None)
-        return None if feed is None else dict(feed)
+        return None if feed is None else {**feed, **self._weights}
 
 
 def _without_range(products: Mapping[str, onnx.NodeProto], ranges: Any) -> dict[str, str]:
@@ -232,15 +268,21 @@ def _without_range(products: Mapping[str, onnx.NodeProto], ranges: Any) -> dict[
     }
 
 
-def _quantized(model: onnx.ModelProto, products: Collection[str], ranges: Any, *, symmetric: bool) -> onnx.ModelProto:
-    """Put the named products into int8, and finish what is left."""
+def _quantized(source: _Source, products: Collection[str], ranges: Any, *, symmetric: bool) -> onnx.ModelProto:
+    """Put the named products into int8; the large weights that they do not read stay hollow."""
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from onnxruntime.quantization.quant_utils import add_infer_metadata
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-    left = [n.name for n in model.graph.node if n.op_type in _PRODUCTS and n.name not in products]
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    nodes = source.light.graph.node
+    left = [n.name for n in nodes if n.op_type in _PRODUCTS and n.name not in products]
+    read = {name for node in nodes if node.name in products for name in node.input}
+    copy = shape_inference.infer_shapes(source.light)
+    add_infer_metadata(copy)  # or the library copies the graph, writes it and reads it to do the same
+    for tensor in copy.graph.initializer:
+        if tensor.name in read:
+            tensor.CopyFrom(source.weights[tensor.name])
     with quiet():
         quantizer = QDQQuantizer(
             copy,
@@ -261,7 +303,7 @@ def _quantized(model: onnx.ModelProto, products: Collection[str], ranges: Any, *
         quantized: onnx.ModelProto = quantizer.quantize_model()
     _read_unrounded(quantized.graph, products)
     OnnxModel.graph_topological_sort(quantized.graph)
-    return _finished(quantized, symmetric=symmetric)
+    return quantized
 
 
 def _read_unrounded(graph: onnx.GraphProto, products: Collection[str]) -> None:
@@ -288,10 +330,15 @@ def _is_integer(node: onnx.NodeProto | None, rounded: Collection[str]) -> bool:
     return node is not None and node.op_type in ("Conv", "MaxPool", "Relu") and node.input[0] in rounded
 
 
-def _finished(model: onnx.ModelProto, *, symmetric: bool) -> onnx.ModelProto:
+def _finished(model: onnx.ModelProto, weights: Mapping[str, TensorProto], *, symmetric: bool) -> onnx.ModelProto:
     """A checked copy; but for TensorRT the weights that are still floats are in eight bits, embedding tables too."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    stored = clean(copy if symmetric else quantize_weights(copy))
-    onnx.checker.check_model(stored, full_check=True)
+    stored = onnx.ModelProto()
+    stored.CopyFrom(model)
+    if symmetric:
+        for tensor in stored.graph.initializer:
+            if is_hollow(tensor):
+                tensor.CopyFrom(weights[tensor.name])
+    else:
+        quantize_weights(stored, weights)
+    check(clean(stored))
     return stored

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 
+from trrg_export.memory import released
 from trrg_export.parity import LIMITS, ParityError
 from trrg_export.targets.base import Site
 from trrg_sdk.backends import onnxruntime as backend
@@ -32,7 +33,8 @@ def add(site: Site) -> TargetSpec:
     for name in GRAPH_NAMES:
         path = site.folder / "graphs" / f"{name}.onnx"
         try:
-            opened.graph(path)
+            with released():
+                opened.graph(path)
         except (BundleError, DeviceError) as error:
             found.append(f"{path.name} does not open in ONNX Runtime: {error}")
     if found:

@@ -80,7 +80,7 @@ def write_graphs(site: ProvenSite, name: str) -> dict[str, GraphSpec]:
     found = {}
     for plan in site.planned:
         _LOG.info("%s: exporting %s", name, plan.name)
-        graph = export_graph(plan)
+        graph = export_graph(plan, site.folder)
         if traced == "fp16":
             limit = site.limits.value or LIMITS["fp16"].value
             graph = to_half(graph, site.feeds[plan.name], label=f"{name} {plan.name}", limit=limit).model

@@ -1,0 +1,97 @@
+"""Graphs whose large weights are hollow: names, shapes and types without contents, so that copies of a graph are small.
+
+The contents lie in one place, whatever is made of the graph: a mapping of names to tensors, which goes with it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import onnx
+from onnx import helper
+
+_LARGE = 1024  # elements; what shapes are computed from is smaller
+_FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+
+
+def check(model: onnx.ModelProto) -> None:
+    """Check a graph with its types and shapes; ONNX's checker copies what it gets several times, so without weights.
+
+    Args:
+        model: With its weights inside.
+
+    Raises:
+        onnx.checker.ValidationError: It breaks the standard.
+    """
+    onnx.checker.check_model(with_weights_outside(without_weights(model)), full_check=True)
+
+
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy a graph, but for the contents of its large floating-point weights.
+
+    Args:
+        model: Left as it is.
+
+    Returns:
+        A graph for whoever needs names, types and shapes; its large initializers are hollow.
+    """
+    light = onnx.ModelProto()
+    copy_fields(model, light, but="graph")
+    copy_fields(model.graph, light.graph, but="initializer")
+    for tensor in model.graph.initializer:
+        if is_large(tensor):
+            light.graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+        else:
+            light.graph.initializer.append(tensor)
+    return light
+
+
+def with_weights_outside(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy a graph, with its hollow weights as further inputs.
+
+    Args:
+        model: Left as it is.
+
+    Returns:
+        A graph that can be checked, and run by whoever feeds the weights.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    declared = {value.name for value in copy.graph.input}
+    hollow = [t for t in copy.graph.initializer if is_hollow(t)]
+    inputs = [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in hollow if t.name not in declared]
+    copy.graph.input.extend(inputs)
+    kept = [t for t in copy.graph.initializer if not is_hollow(t)]
+    del copy.graph.initializer[:]
+    copy.graph.initializer.extend(kept)
+    return copy
+
+
+def is_large(tensor: onnx.TensorProto) -> bool:
+    """Tell whether a tensor is a large floating-point weight: shapes are computed from other ones."""
+    return tensor.data_type in _FLOATING and math.prod(tensor.dims) >= _LARGE
+
+
+def is_hollow(tensor: onnx.TensorProto) -> bool:
+    """Tell whether a weight has no contents, see :func:`without_weights`."""
+    return {kind.name for kind, _ in tensor.ListFields()} == {"name", "dims", "data_type"} and 0 not in tensor.dims
+
+
+def copy_fields(message: Any, copy: Any, *, but: str) -> None:
+    """Copy the fields of a protocol buffer, whatever they are.
+
+    Args:
+        message: What is copied.
+        copy: An empty one of the same kind.
+        but: The one field that is left out.
+    """
+    for kind, value in message.ListFields():
+        if kind.name == but:
+            continue
+        if kind.is_repeated:
+            getattr(copy, kind.name).extend(value)
+        elif kind.message_type is not None:
+            getattr(copy, kind.name).CopyFrom(value)
+        else:
+            setattr(copy, kind.name, value)
