@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 PATIENCE = 240.0  # seconds for one answer; an engine that takes longer hangs
@@ -100,14 +100,19 @@ def _serve(connection: Connection, make: Callable[[], object]) -> None:
         while True:
             name, values = connection.recv()
             if name == "peak":
-                kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                connection.send(Timed(0, 0, kilobytes * 1024))
+                connection.send(Timed(0, 0, _peak()))
             else:
                 connection.send(_timed(getattr(engine, name), values))
     except EOFError:
         return
     except Exception as error:  # an engine's own; the page says it
         connection.send(one_line(error))
+
+
+def _peak() -> int:
+    """Most resident bytes so far; ``getrusage`` would count what the parent had when it started this process."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def _timed(call: Callable[..., Any], values: Sequence[Any]) -> Timed:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from trrg_sdk.backends import open_backend, open_decoder
 from trrg_sdk.backends.base import Backend, Decoder
 from trrg_sdk.bundle import Bundle
+from trrg_sdk.decoding.alike import passes_agree
 from trrg_sdk.decoding.choice import NEAR_TIE
 from trrg_sdk.decoding.drafts import StoreDrafter
 from trrg_sdk.decoding.greedy import Drafts, Generation, generate
@@ -28,7 +29,8 @@ from trrg_sdk.labeler import label_sentence
 from trrg_sdk.preprocess import Preprocess
 
 _CURVE_TURNS = 40
-_HUMAN = "human text replayed"
+_OWN = "What the decoder writes, one study for each condition"
+_HUMAN = "What people wrote, replayed through real passes"
 Prompt = NDArray[np.float32]
 
 
@@ -78,7 +80,7 @@ class Writer:
         tasks: Reports to write.
         eos: The end token.
         limit: The most tokens of a report.
-        near_tie: Below which lead a token is decided again.
+        near_tie: Below which lead a token is decided again; 0 where passes of any width agree.
         store: Where drafts come from.
         weights: Bytes that a pass reads.
     """
@@ -154,7 +156,8 @@ class Writer:
                 worst = max(worst, float(change.max()))
                 flips += int((rows.argmax(axis=1)[:, None] != best).sum())
         below = float(np.mean(np.array(leads) < self.near_tie))
-        return f"{worst:.2g} | {flips} | {below:.2%} of {len(leads)} below {self.near_tie:g}"
+        ties = f"{below:.2%} of {len(leads)} below {self.near_tie:g}" if self.near_tie else "passes of any width agree"
+        return f"{worst:.2g} | {flips} | {ties}"
 
     def reports(self) -> int:
         """How many reports a turn writes."""
@@ -179,14 +182,15 @@ def open_mini(folder: Path | None, files: list[Path], *, threads: int) -> Writer
     decoder, table = open_decoder(backend, bundle), np.asarray(bundle.token_embedding())
     eos, limit = bundle.manifest.tokenizer.eos_token_id, bundle.manifest.decoding.max_new_tokens
     prompts = _prompts(bundle, backend, files)
-    near_tie, half = NEAR_TIE[graph.precision], len(prompts) // 2
+    half = len(prompts) // 2
     if spec := bundle.manifest.drafts:
         store = ReportStore(StoreArrays(*(bundle.array(array) for array in spec.arrays())), ends=spec.ends)
-        near_tie = max(spec.near_tie, near_tie)
+        near_tie = max(spec.near_tie, NEAR_TIE[graph.precision])
     else:
         texts = [generate(decoder, prompt, table, eos=eos, max_new_tokens=limit) for prompt in prompts[:half]]
-        store = _own_store(bundle, texts)
+        store, near_tie = _own_store(bundle, texts), NEAR_TIE[graph.precision]
     weights = (bundle.folder / graph.file).stat().st_size
+    near_tie = 0.0 if passes_agree(decoder, table) else near_tie
     return Writer(decoder, table, [Task(prompt) for prompt in prompts[half:]], eos, limit, near_tie, store, weights)
 
 
@@ -235,13 +239,14 @@ def open_iu(folder: Path, precision: str, *, human: bool, studies: int, threads:
     workload = load_workload(folder)
     chosen = (workload.studies if human else workload.distinct())[:studies]
     tasks = [Task(one.prompt, one.present, one.absent, one.text[: workload.limit] if human else None) for one in chosen]
+    decoder = workload.decoder(precision, threads=threads)
     return Writer(
-        workload.decoder(precision, threads=threads),
+        decoder,
         workload.table,
         tasks,
         workload.eos,
         workload.limit,
-        NEAR_TIE[precision],
+        0.0 if passes_agree(decoder, workload.table) else NEAR_TIE[precision],
         workload.store,
         workload.file(precision).stat().st_size,
     )
@@ -267,7 +272,7 @@ def iu_page(folder: Path, *, threads: int, turns: int, studies: int) -> Iterator
 
     yield "## iu: real report text"
     for human in (False, True):
-        yield f"### {_HUMAN if human else 'what the decoder writes, a study for each condition'}".capitalize()
+        yield f"### {_HUMAN if human else _OWN}"
         opened = {
             kind: partial(open_iu, folder, kind, human=human, studies=studies, threads=threads) for kind in PRECISIONS
         }
@@ -284,11 +289,15 @@ def _pages(opened: Mapping[str, Callable[[], Writer]], *, threads: int, turns: i
             except EngineFailed as error:
                 failed[name] = str(error)
         collected: dict[str, list[Turn]] = {name: [] for name in processes}
-        for _ in range(turns):
+        for number in range(turns + 1):
             for name, process in processes.items():
-                collected[name].append(process.call("turn").result)
+                turn = process.call("turn").result
+                if number:  # the first one does not count
+                    collected[name].append(turn)
         yield "\n".join(_table(collected, processes, failed, read_bandwidth(threads)))
         yield "\n".join(_curves(processes, noise=noise))
+        if not noise:
+            yield "\n".join(_claims(collected))
     finally:
         for process in processes.values():
             process.close()
@@ -318,6 +327,30 @@ def _table(
         )
     for name, reason in failed.items():
         yield f"| {name} | did not run: {reason} | | | | | | | | |"
+
+
+def _claims(collected: dict[str, list[Turn]]) -> Iterator[str]:
+    """Compare with drafts as the goals do, turn by turn."""
+    yield "| with drafts | against, without drafts | times as fast (least to most) | goal |"
+    yield "|---|---|---|---|"
+    best = [
+        min(collected, key=lambda name: statistics.median(map(side, collected[name]))) for side in (_drafted, _plain)
+    ]
+    for drafted, plain, goal in (("fp32", "fp32", 2.0), (best[0], best[1], 1.5)):
+        if drafted in collected and plain in collected:
+            pairs = zip(collected[drafted], collected[plain], strict=True)
+            ratios = sorted(_plain(other) / _drafted(one) for one, other in pairs)
+            typical = statistics.median(ratios)
+            verdict = "reached" if typical >= goal else "**missed**"
+            yield f"| {drafted} | {plain} | {typical:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {goal}: {verdict} |"
+
+
+def _plain(turn: Turn) -> float:
+    return turn.without / turn.tokens
+
+
+def _drafted(turn: Turn) -> float:
+    return turn.drafted / turn.tokens
 
 
 def _curves(processes: dict[str, EngineProcess], *, noise: bool) -> Iterator[str]:
