@@ -1,6 +1,7 @@
 """Decoding: ours without and with drafts, its peers at their best settings, and how near the memory limit they are.
 
-    pip install openvino-genai nncf gguf && pip install llama-cpp-python       # the last one is compiled here
+    pip install openvino-genai nncf gguf
+    CMAKE_ARGS="-DLLAMA_BUILD_TOOLS=OFF -DMTMD_BUILD=OFF" pip install llama-cpp-python        # is compiled: 10 minutes
     trrg-train phantom --count 80 --seed 77 --size 320 --out phantoms
     python tests/benchmarks/iu_decoder.py --reports iu_reports.jsonl.gz --out runs/iu
     python tests/benchmarks/decode.py llama100m mini iu --dicom phantoms --iu runs/iu --write decode.md

@@ -101,7 +101,8 @@ class HuggingFace:
         if self._cache is None:
             self._cache = DynamicCache(config=self._model.config)
             self.read(self._prompt)
-        self._cache.crop(len(self._prompt))
+        if more := self._cache.get_seq_length() - len(self._prompt):
+            self._cache.crop(-more)
 
     def read(self, tokens: Sequence[int]) -> None:
         """See :class:`Engine`."""
@@ -120,30 +121,35 @@ class OnnxRuntimeGenai:
         (folder / "genai_config.json").write_text(json.dumps(config))
         self._library = onnxruntime_genai
         self._model = onnxruntime_genai.Model(str(folder))
-        self._generator: Any = None
-        self._prompt = 0
+        self._prompt: Sequence[int] = ()
+        self._rewound: Any = None  # a generator with room for passes after the prompt
 
     def write(self, prompt: Sequence[int], count: int) -> list[int]:
         """See :class:`Engine`."""
+        self._prompt, self._rewound = prompt, None
         length = len(prompt) + count
-        self._start(prompt, min_length=length, max_length=length)
+        generator = self._begun(prompt, min_length=length, max_length=length)
         for _ in range(count):
-            self._generator.generate_next_token()
-        return [int(token) for token in self._generator.get_sequence(0)[len(prompt) :]]
+            generator.generate_next_token()
+        return [int(token) for token in generator.get_sequence(0)[len(prompt) :]]
 
-    def _start(self, prompt: Sequence[int], **lengths: int) -> None:
+    def _begun(self, prompt: Sequence[int], **lengths: int) -> Any:
         settings = self._library.GeneratorParams(self._model)
         settings.set_search_options(do_sample=False, **lengths)
-        self._generator, self._prompt = self._library.Generator(self._model, settings), len(prompt)
-        self._generator.append_tokens(np.asarray(prompt, np.int32))
+        generator = self._library.Generator(self._model, settings)
+        generator.append_tokens(np.asarray(prompt, np.int32))
+        return generator
 
     def rewind(self) -> None:
         """See :class:`Engine`."""
-        self._generator.rewind_to(self._prompt)
+        if self._rewound is None:
+            self._rewound = self._begun(self._prompt, max_length=POSITIONS)
+        else:
+            self._rewound.rewind_to(len(self._prompt))
 
     def read(self, tokens: Sequence[int]) -> None:
         """See :class:`Engine`."""
-        self._generator.append_tokens(np.asarray(tokens, np.int32))
+        self._rewound.append_tokens(np.asarray(tokens, np.int32))
 
 
 class LlamaCpp:

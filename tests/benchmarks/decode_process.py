@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 240.0  # seconds for one answer; an engine that takes longer hangs
+PATIENCE = 240.0  # seconds for one answer of an engine; one that takes longer hangs
 
 
 class EngineFailed(Exception):
@@ -45,17 +45,19 @@ class Timed:
 class EngineProcess:
     """The parent's end."""
 
-    def __init__(self, make: Callable[[], object], *, threads: int) -> None:
+    def __init__(self, make: Callable[[], object], *, threads: int, patience: float = PATIENCE) -> None:
         """Open an engine.
 
         Args:
             make: Opens it, in the process.
             threads: For libraries that read the environment.
+            patience: Seconds for one answer.
 
         Raises:
             EngineFailed: It does not open here.
         """
         os.environ["OMP_NUM_THREADS"] = str(threads)
+        self._patience = patience
         context = multiprocessing.get_context("spawn")
         self._mine, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, make), daemon=True)
@@ -79,9 +81,9 @@ class EngineProcess:
         self._process.kill()
 
     def _answer(self) -> Any:
-        if not self._mine.poll(PATIENCE):
+        if not self._mine.poll(self._patience):
             self._process.kill()
-            raise EngineFailed(f"no answer in {PATIENCE:.0f} s")
+            raise EngineFailed(f"no answer in {self._patience:.0f} s")
         try:
             answer = self._mine.recv()
         except EOFError:
