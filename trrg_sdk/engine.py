@@ -17,6 +17,7 @@ from trrg_sdk.backends.base import Decoder, Divisible, Graph
 from trrg_sdk.backends.batch import Batchable
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.clues import Calibration, Clue, ClueEncoder, EncodedClues, heat_maps
+from trrg_sdk.decoding.alike import passes_agree
 from trrg_sdk.decoding.batch import BatchWriter, near_tie
 from trrg_sdk.decoding.beam import search
 from trrg_sdk.decoding.choice import NEAR_TIE, Token
@@ -84,6 +85,7 @@ class Engine:
         self._target = backend.target
         self._near_ties: dict[int, float] = {}  # slots → lead
         self._writing, self._sharing = threading.Lock(), threading.Lock()
+        self._alike: bool | None = None  # whether passes of any width agree, once that was tried
         pool = ThreadPoolExecutor(4, thread_name_prefix="trrg-open")
         self._decoder = pool.submit(open_decoder, backend, bundle)
         self._decoding = decoding
@@ -204,7 +206,11 @@ class Engine:
         return self._decoding.rules(self._manifest.tokenizer.eos_token_id, self._manifest.decoding.max_new_tokens)
 
     def _drafting(self) -> Drafts | None:
-        return self._drafts.result() if self._drafts else None
+        """What the next text may use. The first one, which has the decoder to itself, finds out how careful to be."""
+        drafts = self._drafts.result() if self._drafts else None
+        if drafts and self._alike is None:
+            self._alike = passes_agree(self._decoder.result(), self._token_embedding)
+        return drafts._replace(near_tie=0.0) if drafts and self._alike else drafts
 
     def batch(self, slots: int) -> BatchWriter | None:
         """Open a writer of several reports together, with keys and values of its own; ``write`` can go on beside it.

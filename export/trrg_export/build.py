@@ -155,7 +155,8 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
     loaded = load_checkpoint(checkpoint)
     with room_for(out, checkpoint), beside(out) as folder:
         site = _site(loaded, folder, reference, options)
-        lowered = write_graphs(site, options.int4(), limit=(options.limits or LIMITS[options.precision]).value)
+        limit, drafts = (options.limits or LIMITS[options.precision]).value, options.draft_reports is not None
+        lowered = write_graphs(site, options.int4(), limit=limit, drafts=drafts)
         with released():
             write_arrays(load_checkpoint(checkpoint), folder)
         manifest = _proven(site, options, lowered)
@@ -191,13 +192,14 @@ def _site(loaded: Checkpoint, folder: Path, reference: Reference, options: Expor
     return Site(folder, loaded, planned, reference, feeds, options.precision, options.compute_capabilities)
 
 
-def write_graphs(site: Site, int4: Int4, *, limit: float | None) -> dict[str, LoweredGraph]:
+def write_graphs(site: Site, int4: Int4, *, limit: float | None, drafts: bool) -> dict[str, LoweredGraph]:
     """Export the four graphs and write them to ``graphs/``.
 
     Args:
         site: The bundle under construction.
         int4: How the language model gets its four bits, where it does.
         limit: How far the outputs of a graph in fp16 or int8 may drift; None takes the precision's own.
+        drafts: Whether the language model will read drafts.
 
     Returns:
         What was measured of the graphs that are in fp16 or int8.
@@ -221,7 +223,8 @@ def write_graphs(site: Site, int4: Int4, *, limit: float | None) -> dict[str, Lo
     path = site.folder / describe.graph_file("decoder")
     stored = stored_precision(site.precision)
     with released():
-        write_decoder(site.checkpoint, path, precision=stored, int4=int4, reference=site.reference)
+        drafts = drafts and site.checkpoint.train_reports() is not None
+        write_decoder(site.checkpoint, path, precision=stored, int4=int4, reference=site.reference, drafts=drafts)
     if stored == "fp16":
         with released():
             failures += _decoder_failures(path, site)

@@ -21,6 +21,7 @@ from typing import Any
 import onnx
 from tokenizers import Tokenizer
 
+from trrg_export.alike import WIDE, make_rows_alike
 from trrg_export.genai import build_decoder
 from trrg_export.memory import released
 from trrg_export.precision.gptq import Calibration, embedded_reports
@@ -35,10 +36,19 @@ from trrg_train.models.llm import ADAPTED, merge_adapters
 _LOG = logging.getLogger(__name__)
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS")
 _BUILT_AS = {"int4": "fp32"}  # the rest are names that the builder knows; int4 is made of its fp32 graph
+_ROUNDED = ("int8", "int4")  # activations too: what differs in the last place may come out one step of eight bits apart
 _SPARE_CLUES = 32  # positions in the cache for clues that a site adds
 
 
-def write_decoder(checkpoint: Checkpoint, path: Path, *, precision: str, int4: Int4, reference: Reference) -> None:
+def write_decoder(
+    checkpoint: Checkpoint,
+    path: Path,
+    *,
+    precision: str,
+    int4: Int4,
+    reference: Reference,
+    drafts: bool = False,
+) -> None:
     """Build the decoder graph and write it: one file below 2 GiB, else with ``<name>.data`` beside it.
 
     Args:
@@ -49,15 +59,21 @@ def write_decoder(checkpoint: Checkpoint, path: Path, *, precision: str, int4: I
             activations quantized on the fly) or ``"int4"``.
         int4: How four bits are chosen.
         reference: What the checkpoint writes about the parity studies, to calibrate on.
+        drafts: Whether it will read drafts: then passes of any width give the same, see :mod:`trrg_export.alike`.
     """
+    alike = drafts and precision in _ROUNDED and checkpoint.trrg().llm.config.hidden_size >= WIDE
     with tempfile.TemporaryDirectory(prefix=".decoder-", dir=path.parent) as scratch, _offline(), quiet():
         with released():
             built = _build(checkpoint.folder, Path(scratch), _BUILT_AS.get(precision, precision))
+        outside: Path | None = None
         if precision == "int4":
             _LOG.info("quantizing decoder")
-            save(clean(quantize_decoder(built, int4, _calibration(checkpoint.trrg().llm, reference))), path)
+            model = clean(quantize_decoder(built, int4, _calibration(checkpoint.trrg().llm, reference)))
         else:
-            _move(built, path)
+            model, outside = _moved(built, path)
+        if alike:
+            make_rows_alike(model)
+        save(model, path, outside)
 
 
 def check_family(llm: Any) -> None:
@@ -131,14 +147,14 @@ def _calibration(llm: Any, reference: Reference) -> Calibration:
     return Calibration(embedded_reports(reference.prompts, reference.ids, table), (1, heads, 0, head_size))
 
 
-def _move(built: Path, path: Path) -> None:
-    """Put the builder's graph into the bundle; weights that go inside are read one at a time, others not at all."""
+def _moved(built: Path, path: Path) -> tuple[onnx.ModelProto, Path | None]:
+    """Read the builder's graph without its weights, and say where those are that go inside; others are moved to it."""
     data = built.with_name(f"{built.name}.data")
     inline = data.stat().st_size < INLINE_LIMIT
     model = clean(onnx.load(str(built), load_external_data=False))
     if not inline:
         data.rename(path.with_name(data.name))
-    save(model, path, built.parent if inline else None)
+    return model, built.parent if inline else None
 
 
 def _save_configuration(llm: Any, tokenizer: Tokenizer, folder: Path) -> None:

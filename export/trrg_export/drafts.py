@@ -54,7 +54,7 @@ def add_drafts(bundle: Bundle, checkpoint: Checkpoint, reference: Reference, *, 
         _LOG.info("no drafts: the checkpoint has no training reports (an older trrg-train wrote it)")
         return None
     ends = sentence_ends(checkpoint.tokenizer)
-    arrays = build_store(reports, ends=ends, least=least, findings=_findings(checkpoint.tokenizer))
+    arrays = build_store(reports, ends=ends, least=least, findings=findings_of(checkpoint.tokenizer))
     if not len(arrays.tokens):
         _LOG.info("no drafts: no sentence stands in %d training reports", least)
         return None
@@ -85,7 +85,13 @@ def sentence_ends(tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(sorted(closing | {EOS_ID}))
 
 
-def _findings(tokenizer: Tokenizer) -> Callable[[Sentence], tuple[int, int]]:
+def findings_of(tokenizer: Tokenizer) -> Callable[[Sentence], tuple[int, int]]:
+    """Make what :func:`~trrg_sdk.decoding.store.build_store` asks for: observations that a sentence asserts and denies.
+
+    Args:
+        tokenizer: Of the model.
+    """
+
     def findings(sentence: Sentence) -> tuple[int, int]:
         labels = label_sentence(tokenizer.decode(list(sentence)))
         bits = [(1 << bit, labels.get(name)) for bit, name in enumerate(OBSERVATIONS)]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from trrg_sdk.backends import Backend, fake, onnxruntime, open_backend, open_decoder, open_graphs
-from trrg_sdk.backends.ort_session import foreign_errors
+from trrg_sdk.backends.ort_session import foreign_errors, open_session, waiting
 from trrg_sdk.bundle import Bundle, write_manifest
 from trrg_sdk.decoding import generate
 from trrg_sdk.errors import BundleError, DeviceError, UsageError
@@ -280,6 +280,14 @@ def test_foreign_errors_are_onnxruntimes() -> None:
 
 def test_threads_default_to_the_cores() -> None:
     assert onnxruntime.open_backend(device="cpu").threads == physical_cores() >= 1
+
+
+def test_threads_wait_for_work_but_not_for_long(bundle: Bundle) -> None:
+    session = open_session(str(bundle.path("decoder")), "decoder", "cpu", 2)
+    name, microseconds = waiting("1.27.0")
+    assert session.get_session_options().get_session_config_entry(name) == microseconds
+    assert 0 < int(microseconds) <= 1000
+    assert waiting("1.26.1") == ("session.intra_op.allow_spinning", "0")
 
 
 def test_a_pruned_head_gives_the_same_logits(tmp_path: Path, bundle: Bundle, ort: Backend) -> None:

@@ -194,6 +194,9 @@ def spent(pace: Pace, *, passes: int, right: float, slope: float, lookup: float 
     rng = np.random.default_rng(0)
     total = plain = 0.0
     for _ in range(passes):
+        if pace.resting():
+            total, plain = total + 1, plain + 1
+            continue
         looked, confidences = pace.open, list[float]()
         if looked:
             confidences = [0.9] * LONGEST
@@ -208,17 +211,37 @@ def spent(pace: Pace, *, passes: int, right: float, slope: float, lookup: float 
     return total, plain
 
 
-@pytest.mark.parametrize("slope", [0.0, 0.2, 1.0])
-def test_drafts_that_are_no_use_cost_little(slope: float) -> None:
-    total, plain = spent(Pace(), passes=2000, right=0.0, slope=slope)
-    assert total <= 1.04 * plain + 30
+@pytest.mark.parametrize("lookup", [0.02, 0.1, 0.5])
+@pytest.mark.parametrize("slope", [0.0, 0.2, 0.4, 1.0])
+@pytest.mark.parametrize("right", [0.0, 0.3, 0.6])
+def test_drafts_that_are_no_use_cost_little(right: float, slope: float, lookup: float) -> None:
+    """A few dozen reports are enough for at least 0.97 of the speed without drafts, whatever they are worth."""
+    total, plain = spent(Pace(), passes=1500, right=right, slope=slope, lookup=lookup)
+    assert total <= plain / 0.97
+    pace = Pace()
+    spent(pace, passes=5000, right=right, slope=slope, lookup=lookup)
+    total, plain = spent(pace, passes=5000, right=right, slope=slope, lookup=lookup)
+    assert total <= plain / 0.99
 
 
 def test_past_gains_pay_for_few_losses() -> None:
     pace = Pace()
     spent(pace, passes=2000, right=0.95, slope=0.15)
     total, plain = spent(pace, passes=2000, right=0.0, slope=0.15)
-    assert total <= 1.04 * plain + 90
+    assert total <= 1.01 * plain + 80
+
+
+def test_each_rest_without_a_gain_is_longer() -> None:
+    pace, rests = Pace(), list[int]()
+    for _ in range(4):
+        spent(pace, passes=1, right=0.0, slope=0.5)
+        while not pace.resting():
+            spent(pace, passes=1, right=0.0, slope=0.5)
+        rests.append(1)
+        while pace.resting():
+            rests[-1] += 1
+    assert rests == sorted(set(rests)), rests
+    assert rests[-1] > 6 * rests[0]
 
 
 def test_good_drafts_on_a_flat_device_are_long_and_pay() -> None:

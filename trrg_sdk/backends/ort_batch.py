@@ -23,7 +23,7 @@ class OrtBatch:
     """
 
     def __init__(self, session: Any, label: str, spec: DecoderSpec, slots: int) -> None:
-        """Allocate the buffers: slots · layers · 2 · kv_heads · max_length · head_size numbers.
+        """Allocate the buffers: slots · layers · 2 · kv_heads · (max_length + 1) · head_size numbers.
 
         Args:
             session: The ``onnxruntime.InferenceSession`` of a checked decoder graph whose batch axis is free.
@@ -38,7 +38,9 @@ class OrtBatch:
         self._dtype = np.dtype(inputs["inputs_embeds"].dtype)
         self._last_only, self._vocab = logits.axes[1] == 1, int(logits.axes[2])
         self._logits = np.empty((slots, 1, self._vocab), logits.dtype)
-        shape, dtype = (slots, spec.kv_heads, spec.max_length, spec.head_size), inputs["past_key_values.0.key"].dtype
+        # One position more than a text can have: some graphs give attention an empty one behind a single one.
+        shape = (slots, spec.kv_heads, spec.max_length + 1, spec.head_size)
+        dtype = inputs["past_key_values.0.key"].dtype
         self._buffers = {
             f"{layer}.{part}": np.zeros(shape, dtype) for layer in range(spec.layers) for part in ("key", "value")
         }

@@ -63,7 +63,8 @@ class OrtDecoder:
         from onnxruntime import OrtValue
 
         spec, binding = self._spec, self._binding
-        empty = np.zeros((1, spec.kv_heads, spec.max_length, spec.head_size), dtype)
+        # One position more than a text can have: some graphs give attention an empty one behind a single one.
+        empty = np.zeros((1, spec.kv_heads, spec.max_length + 1, spec.head_size), dtype)
         for layer in range(spec.layers):
             for part in ("key", "value"):
                 # On a CPU the OrtValue borrows the array's memory: one array each, and the OrtValues are kept, because

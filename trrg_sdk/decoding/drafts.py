@@ -61,8 +61,10 @@ class StoreDrafter:
         self._present, self._absent = present, absent
         self._known = {}
 
-    def propose(self, written: Sequence[int], *, most: int) -> Sequence[int]:
+    def propose(self, written: Sequence[int], *, most: int) -> Sequence[int] | None:
         """Guess the next tokens; see :class:`trrg_sdk.decoding.greedy.Drafter`."""
+        if self._pace.resting():
+            return None
         self._confidences, self._looked = [], self._pace.open and most > 0
         if not self._looked:
             return ()

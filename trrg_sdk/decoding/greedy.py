@@ -5,6 +5,9 @@ from those of single ones, and leaves keys and values that do. So a token is tak
 runner-up is larger than such differences can be. A nearer tie is decided as it would have been without drafts: back
 to the last position whose keys and values were written one a pass, from there one position a pass to the tie. Every
 position is written so at most once, so drafts that are always wrong cost at most a text without them in addition.
+
+Where passes of any width give the same bits (:mod:`trrg_sdk.decoding.alike`) the lead asked for is 0: nothing is
+decided again.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ class Pass(NamedTuple):
         width: Positions that it read.
         written: Tokens that it decided, 1 and more.
         seconds: That it took with the choice of its tokens; 0 for the first one after a prompt, which is slower.
-        drafting: Seconds for the draft before it.
+        drafting: Seconds for the draft before it, and for hearing of the pass before that.
         settling: Passes over one position that decided a near tie after it.
     """
 
@@ -64,12 +67,15 @@ class Pass(NamedTuple):
 class Drafter(Protocol):
     """Guesses how a text goes on. Its guesses decide how fast a text is written, never what it says."""
 
-    def propose(self, written: Sequence[int], *, most: int) -> Sequence[int]:
+    def propose(self, written: Sequence[int], *, most: int) -> Sequence[int] | None:
         """Guess the next tokens.
 
         Args:
             written: The text so far.
             most: How many are of use at most.
+
+        Returns:
+            The tokens; None for a pass that :meth:`learn` need not hear of, because nothing is drafted for now.
         """
         ...
 
@@ -79,7 +85,7 @@ class Drafter(Protocol):
 
 
 class Drafts(NamedTuple):
-    """A drafter, and the lead (logits) below which a token is decided again without it."""
+    """A drafter, and the lead (logits) below which a token is decided again without it; 0 trusts every pass."""
 
     drafter: Drafter
     near_tie: float
@@ -179,6 +185,7 @@ class _Text:
         ids: Of these tokens.
         next: The token after them.
         exact: How many of the tokens have keys and values that were written one a pass.
+        hearing: Seconds that the drafter took to hear of the last pass.
     """
 
     decoder: Decoder
@@ -190,6 +197,7 @@ class _Text:
     tokens: list[Token] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     exact: int = 0
+    hearing: float = 0.0
     passes: int = 1
     next: Token = field(init=False)
 
@@ -230,15 +238,24 @@ class _Text:
         start = time.perf_counter()
         before = len(self.ids)
         most = min(self.decoder.free - 1, self.rules.max_new_tokens - before)
-        draft = list(drafts.drafter.propose(self.ids, most=most)[:most])
+        proposed = drafts.drafter.propose(self.ids, most=most)
+        if proposed is None and self.exact == before - 1:
+            self._step()
+            self.exact = before
+            return
+        draft = list(proposed or ())[:most]
         if self.rules.eos in draft:
             draft = draft[: draft.index(self.rules.eos)]  # nothing is read after it
         drafted = time.perf_counter()
         sure = self._pass(draft, drafts.near_tie * self.rules.stretch)
         seconds = time.perf_counter() - drafted if before > 1 else 0.0
         settling = 0 if sure else self._settle()
+        if proposed is None:
+            return
         written = len(self.ids) - before + 1  # and the next token
-        drafts.drafter.learn(Pass(1 + len(draft), written, seconds, drafted - start, settling))
+        heard = time.perf_counter()
+        drafts.drafter.learn(Pass(1 + len(draft), written, seconds, drafted - start + self.hearing, settling))
+        self.hearing = time.perf_counter() - heard
 
     def _pass(self, draft: list[int], near_tie: float) -> bool:
         """Read the last token and a draft, and forget what the model would not have written.
@@ -255,12 +272,14 @@ class _Text:
         rows = self.decoder.read(self.table[[self.ids[-1], *draft]])
         for place, (token, ahead) in enumerate(self._choices(rows, draft)):
             self.next = token
-            if ahead <= near_tie:
+            if ahead < near_tie:
                 return False
             if place == len(draft) or token.id != draft[place]:
                 break
             self._append(token)
         self.decoder.truncate(self.prompt + len(self.ids))
+        if near_tie == 0:  # passes of any width agree, so these keys and values are as good
+            self.exact = len(self.ids)
         return True
 
     def _choices(self, rows: NDArray[np.float32], draft: list[int]) -> Iterator[tuple[Token, float]]:

@@ -1,8 +1,9 @@
 """How long a draft should be: what guesses of this kind were worth so far, and what a longer pass costs here.
 
 Nothing is known beforehand about a device, so both are learnt from the passes of the text itself. The time that
-drafts cost more than they gave stands in an account; while it is overdrawn nothing is drafted, and one pass in each
-thirty pays it back, so that drafts which are no use cost about three percent.
+drafts cost more than they gave stands in an account. When it is overdrawn drafts rest: passes are then made as if there
+were none, without a look at the clock. After a while a few are tried again, and each rest without a gain between is
+twice as long as the one before, so drafts that are no use cost one or two percent in all.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from collections.abc import Sequence
 from trrg_sdk.decoding.greedy import Pass
 
 LONGEST = 16
-_SHARE = 0.03  # of the time without drafts that drafts may cost
-_DEBT = 20.0  # passes of one position that drafts may have cost more than they gave, beyond that share
+_DEBT = 8.0  # passes of one position that drafts may cost more than they give, before the first rest
+_RETRY = 2.0  # the same after a rest
+_REST = 150  # passes of the first rest
+_LONGEST_REST = 4800
 _CREDIT = 60.0  # the most of them that past gains may pay for
 _DISTURBED = 1.5  # times what was expected; what takes longer was disturbed
 _STEP = 0.02  # by which the median follows
@@ -109,19 +112,29 @@ def _point(width: int, cost: float) -> tuple[float, float, float, float, float]:
 
 
 class Pace:
-    """Decides how much of a draft is read."""
+    """Decides whether a draft is made, and how much of it is read."""
 
     def __init__(self) -> None:
         """Begin with what is believed before anything was measured."""
         self.costs = Costs()
         self.acceptance = Acceptance()
-        self._lost = 0.0  # single passes that drafts cost more than they gave
+        self._lost = 0.0  # single passes that drafts cost more than they gave, since the last rest
+        self._allowed = _DEBT  # how many of them they may cost before the next one
+        self._rest = 0  # passes for which nothing is drafted
+        self._spell = _REST  # of the next rest
         self._idle = 0  # passes since the last draft
 
     @property
     def open(self) -> bool:
         """Whether a draft may be made now."""
-        return self.costs.known and self._lost <= _DEBT
+        return self.costs.known and self._rest == 0
+
+    def resting(self) -> bool:
+        """Count a pass of a rest; false when there is none, and drafts are tried (again)."""
+        if self._rest == 0:
+            return False
+        self._rest -= 1
+        return True
 
     def length(self, confidences: Sequence[float]) -> int:
         """Return how many tokens of a draft to read, 0 for none.
@@ -139,7 +152,7 @@ class Pace:
         return length or (min(len(confidences), _PROBED) if self._idle >= _PROBE else 0)
 
     def learn(self, outcome: Pass, confidences: Sequence[float], *, looked: bool) -> None:
-        """Count a pass.
+        """Count a pass that is not of a rest.
 
         Args:
             outcome: What came of it.
@@ -147,10 +160,6 @@ class Pace:
             looked: Whether a draft was looked for.
         """
         self.costs.learn(outcome.width, outcome.seconds)
-        if outcome.width == 1 and not looked and not outcome.settling:  # nothing was drafted: no work either
-            self._idle += 1
-            self._lost = max(self._lost - _SHARE, -_CREDIT)
-            return
         self._idle = 0 if confidences else self._idle + 1
         accepted = outcome.written - 1
         for place, confidence in enumerate(confidences[: accepted + 1]):
@@ -158,4 +167,14 @@ class Pace:
         if looked:
             self.costs.learn_drafting(outcome.drafting)
         spent = self.costs.of(outcome.width) + outcome.settling + looked * self.costs.drafting
-        self._lost = max(self._lost + spent - (1 + _SHARE) * outcome.written, -_CREDIT)
+        self._settle(self._lost + spent - outcome.written)
+
+    def _settle(self, lost: float) -> None:
+        """Keep the account: overdrawn, it rests, each time longer; after a gain it may be overdrawn as at first."""
+        self._lost = max(lost, -_CREDIT)
+        if self._lost > self._allowed:
+            self._lost, self._allowed = 0.0, _RETRY
+            self._rest, self._spell = self._spell, min(2 * self._spell, _LONGEST_REST)
+            self._idle = _PROBE  # a draft is read at once after it
+        elif self._lost < -_RETRY:
+            self._allowed, self._spell = _DEBT, _REST

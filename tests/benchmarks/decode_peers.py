@@ -1,0 +1,312 @@
+"""Engines that write tokens: ours and its peers, behind one small interface, each opened in a process of its own.
+
+Each has greedy ``write(prompt, count)``, which never stops at an end token, and ``rewind()`` and ``read(tokens)`` for
+the cost of one pass over several positions after the prompt of the last ``write``, with the logits of each position.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from trrg_sdk.manifest import DecoderSpec
+
+POSITIONS = 512
+
+
+class Engine(Protocol):
+    """A model in a runtime. Rows of the cost curve come from ``read``; ``rewind`` is not timed."""
+
+    def write(self, prompt: Sequence[int], count: int) -> list[int]:
+        """Write ``count`` tokens after a prompt."""
+        ...
+
+    def rewind(self) -> None:
+        """Go back to the end of the prompt."""
+        ...
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """Append tokens in one pass."""
+        ...
+
+
+class Ours:
+    """Our loop without drafts on our ONNX Runtime backend."""
+
+    def __init__(self, folder: Path, *, spec: DecoderSpec, table: Path, threads: int) -> None:
+        from trrg_sdk.backends import onnxruntime
+
+        self._decoder = onnxruntime.open_backend(device="cpu", threads=threads).decoder(folder / "decoder.onnx", spec)
+        self._table = np.load(table, mmap_mode="r")
+        self._prompt = 0
+
+    def write(self, prompt: Sequence[int], count: int) -> list[int]:
+        """See :class:`Engine`."""
+        from trrg_sdk.decoding.greedy import generate
+
+        self._prompt = len(prompt)
+        written = generate(self._decoder, self._table[list(prompt)], self._table, eos=-1, max_new_tokens=count)
+        return list(written.ids)
+
+    def rewind(self) -> None:
+        """See :class:`Engine`."""
+        self._decoder.truncate(self._prompt)
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """See :class:`Engine`."""
+        self._decoder.read(self._table[list(tokens)])
+
+
+class HuggingFace:
+    """``generate`` of transformers."""
+
+    def __init__(self, folder: Path, *, dtype: str, attention: str, threads: int) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(threads)
+        self._torch = torch
+        self._model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), attn_implementation=attention
+        ).eval()
+        self._cache: Any = None
+        self._prompt: Sequence[int] = ()
+
+    def write(self, prompt: Sequence[int], count: int) -> list[int]:
+        """See :class:`Engine`."""
+        self._prompt, self._cache = prompt, None
+        ids = self._torch.tensor([list(prompt)])
+        with self._torch.inference_mode():
+            out = self._model.generate(
+                ids,
+                attention_mask=self._torch.ones_like(ids),
+                do_sample=False,
+                min_new_tokens=count,
+                max_new_tokens=count,
+                pad_token_id=0,
+            )
+        return [int(token) for token in out[0, len(prompt) :]]
+
+    def rewind(self) -> None:
+        """See :class:`Engine`."""
+        from transformers import DynamicCache
+
+        if self._cache is None:
+            self._cache = DynamicCache(config=self._model.config)
+            self.read(self._prompt)
+        if more := self._cache.get_seq_length() - len(self._prompt):
+            self._cache.crop(-more)
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """See :class:`Engine`."""
+        with self._torch.inference_mode():
+            self._model(self._torch.tensor([list(tokens)]), past_key_values=self._cache, use_cache=True)
+
+
+class OnnxRuntimeGenai:
+    """onnxruntime-genai's own loop, past and present in one buffer."""
+
+    def __init__(self, folder: Path, *, threads: int) -> None:
+        import onnxruntime_genai
+
+        config = json.loads((folder / "genai_config.json").read_text())
+        config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = threads
+        (folder / "genai_config.json").write_text(json.dumps(config))
+        self._library = onnxruntime_genai
+        self._model = onnxruntime_genai.Model(str(folder))
+        self._prompt: Sequence[int] = ()
+        self._rewound: Any = None  # a generator with room for passes after the prompt
+
+    def write(self, prompt: Sequence[int], count: int) -> list[int]:
+        """See :class:`Engine`."""
+        self._prompt, self._rewound = prompt, None
+        length = len(prompt) + count
+        generator = self._begun(prompt, min_length=length, max_length=length)
+        for _ in range(count):
+            generator.generate_next_token()
+        return [int(token) for token in generator.get_sequence(0)[len(prompt) :]]
+
+    def _begun(self, prompt: Sequence[int], **lengths: int) -> Any:
+        settings = self._library.GeneratorParams(self._model)
+        settings.set_search_options(do_sample=False, **lengths)
+        generator = self._library.Generator(self._model, settings)
+        generator.append_tokens(np.asarray(prompt, np.int32))
+        return generator
+
+    def rewind(self) -> None:
+        """See :class:`Engine`."""
+        if self._rewound is None:
+            self._rewound = self._begun(self._prompt, max_length=POSITIONS)
+        else:
+            self._rewound.rewind_to(len(self._prompt))
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """See :class:`Engine`."""
+        self._rewound.append_tokens(np.asarray(tokens, np.int32))
+
+
+class LlamaCpp:
+    """llama.cpp through its C interface, its own greedy sampler."""
+
+    def __init__(self, path: Path, *, threads: int) -> None:
+        import llama_cpp
+
+        self._library = library = llama_cpp
+        silent = library.llama_log_callback(lambda level, text, data: None)
+        library.llama_log_set(silent, ctypes.c_void_p(0))
+        self._kept = silent  # the library holds no reference
+        library.llama_backend_init()
+        self._model = library.llama_model_load_from_file(str(path).encode(), library.llama_model_default_params())
+        if not self._model:
+            raise RuntimeError("llama.cpp does not open the file")
+        settings = library.llama_context_default_params()
+        settings.n_ctx = settings.n_batch = settings.n_ubatch = POSITIONS
+        settings.n_threads = settings.n_threads_batch = threads
+        self._context = library.llama_init_from_model(self._model, settings)
+        if not self._context:
+            raise RuntimeError("llama.cpp makes no context")
+        self._sampler = library.llama_sampler_init_greedy()
+        self._batch = library.llama_batch_init(POSITIONS, 0, 1)
+        self._length = self._prompt = 0
+
+    def write(self, prompt: Sequence[int], count: int) -> list[int]:
+        """See :class:`Engine`."""
+        self._prompt = 0
+        self.rewind()
+        self._decode(prompt, rows=1)
+        self._prompt = len(prompt)
+        written: list[int] = []
+        while True:
+            written.append(self._library.llama_sampler_sample(self._sampler, self._context, -1))
+            if len(written) == count:
+                return written
+            self._decode(written[-1:], rows=1)
+
+    def _decode(self, tokens: Sequence[int], *, rows: int) -> None:
+        """Read tokens and compute the logits of the last rows."""
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        for place, token in enumerate(tokens):
+            batch.token[place], batch.pos[place] = token, self._length + place
+            batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+            batch.logits[place] = place >= len(tokens) - rows
+        if code := self._library.llama_decode(self._context, batch):
+            raise RuntimeError(f"llama_decode returned {code}")
+        self._length += len(tokens)
+
+    def rewind(self) -> None:
+        """See :class:`Engine`."""
+        memory = self._library.llama_get_memory(self._context)
+        self._library.llama_memory_seq_rm(memory, 0, self._prompt, -1)
+        self._length = self._prompt
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """See :class:`Engine`."""
+        self._decode(tokens, rows=len(tokens))
+        self._library.llama_get_logits_ith(self._context, -1)  # waits for them
+
+
+class OpenVinoGenai:
+    """``LLMPipeline`` with its stateful backend; the cost of a pass is that of the same graph in OpenVINO itself."""
+
+    def __init__(self, folder: Path, *, precision: str, threads: int) -> None:
+        import openvino
+        import openvino_genai
+
+        self._openvino, self._library = openvino, openvino_genai
+        self._folder = folder
+        self._properties = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
+        self._pipeline = openvino_genai.LLMPipeline(str(folder), "CPU", ATTENTION_BACKEND="SDPA", **self._properties)
+        self._prompt: Sequence[int] = ()
+        self._request: Any = None
+
+    def write(self, prompt: Sequence[int], count: int) -> list[int]:
+        """See :class:`Engine`."""
+        self._prompt = prompt
+        settings = self._library.GenerationConfig()
+        settings.max_new_tokens, settings.ignore_eos, settings.do_sample = count, True, False
+        ids = np.asarray([prompt], np.int64)
+        tensors = self._openvino.Tensor(ids), self._openvino.Tensor(np.ones_like(ids))
+        return list(self._pipeline.generate(self._library.TokenizedInputs(*tensors), settings).tokens[0])
+
+    def rewind(self) -> None:
+        """See :class:`Engine`."""
+        if self._request is None:
+            core = self._openvino.Core()
+            path = self._folder / "openvino_model.xml"
+            self._request = core.compile_model(path, "CPU", self._properties).create_infer_request()
+        self._request.reset_state()
+        self._length = 0
+        self.read(self._prompt)
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """See :class:`Engine`."""
+        start, self._length = self._length, self._length + len(tokens)
+        feed = {
+            "input_ids": np.asarray([tokens], np.int64),
+            "attention_mask": np.ones((1, self._length), np.int64),
+            "position_ids": np.arange(start, self._length)[None],
+            "beam_idx": np.zeros(1, np.int32),
+        }
+        self._request.infer(feed, share_inputs=True)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table.
+
+    Attributes:
+        name: Of the engine.
+        precision: As the page calls it.
+        form: Of the model, a key of ``Models.bytes``; a folder or file of the models.
+        open: Opens it.
+        packages: Distributions whose versions the page states.
+    """
+
+    name: str
+    precision: str
+    form: str
+    open: Callable[..., Engine]
+    packages: tuple[str, ...]
+
+
+def arms(folder: Path, spec: DecoderSpec, *, threads: int) -> list[Arm]:
+    """Every engine at every precision that it has.
+
+    Args:
+        folder: Of :func:`decode_models.make_models`.
+        spec: Sizes of our decoder.
+        threads: For each engine.
+    """
+    found: list[Arm] = []
+    ort = ("onnxruntime",)
+    for kind in ("fp32", "int8", "int4"):
+        make = partial(Ours, folder / "ours" / kind, spec=spec, table=folder / "table.npy", threads=threads)
+        found.append(Arm("ours", kind, f"ours/{kind}", make, ort))
+    for kind in ("fp32", "int8", "int4"):
+        genai = partial(OnnxRuntimeGenai, folder / "genai" / kind, threads=threads)
+        found.append(Arm("onnxruntime-genai", kind, f"genai/{kind}", genai, ("onnxruntime-genai",)))
+    for dtype, attention, kind in (
+        ("float32", "eager", "fp32"),
+        ("float32", "sdpa", "fp32"),
+        ("bfloat16", "sdpa", "bf16"),
+    ):
+        generate = partial(HuggingFace, folder / "hf", dtype=dtype, attention=attention, threads=threads)
+        found.append(
+            Arm(f"Hugging Face generate, {attention}", kind, f"hf/{kind}", generate, ("transformers", "torch"))
+        )
+    for kind in ("f32", "q8_0", "q4_0"):
+        cpp = partial(LlamaCpp, folder / "gguf" / f"{kind}.gguf", threads=threads)
+        found.append(Arm("llama.cpp", kind, f"gguf/{kind}", cpp, ("llama-cpp-python",)))
+    for kind, hint in (("fp32", "f32"), ("bf16", "bf16"), ("int8", "bf16"), ("int4", "bf16")):
+        source = folder / "openvino" / ("fp32" if kind == "bf16" else kind)
+        pipeline = partial(OpenVinoGenai, source, precision=hint, threads=threads)
+        found.append(Arm("OpenVINO GenAI", kind, f"openvino/{kind}", pipeline, ("openvino-genai",)))
+    return found

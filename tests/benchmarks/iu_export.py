@@ -1,0 +1,101 @@
+"""Writes what ``iu_workload.py`` loads: a trained decoder of the IU reports by the repository's own export code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from trrg_export.decoder_explicit import build_explicit_decoder
+from trrg_export.drafts import findings_of, sentence_ends
+from trrg_export.genai import build_decoder
+from trrg_export.precision.gptq import Calibration
+from trrg_export.precision.int4 import Int4, quantize_decoder
+from trrg_export.to_onnx import clean, quiet, save
+from trrg_sdk.decoding.store import build_store
+from trrg_sdk.manifest import DecoderSpec
+
+os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"})
+
+MAX_NEW_TOKENS = 160
+Array = NDArray[Any]
+
+
+def write_decoders(llm: Any, tokenizer: Tokenizer, folder: Path, *, prompt: int) -> None:
+    """Write the decoder in each precision for ONNX Runtime, and of standard operators for OpenVINO.
+
+    Args:
+        llm: Trained, a Llama.
+        tokenizer: Its own.
+        folder: Gets ``decoder_<precision>.onnx``, ``decoder_explicit.onnx``, their sizes in
+            ``decoder.json``, and ``token_embedding.npy``.
+        prompt: Positions of the longest prompt.
+    """
+    with tempfile.TemporaryDirectory(prefix=".decoder-", dir=folder) as scratch, quiet():
+        source = Path(scratch) / "huggingface"
+        llm.config.architectures = [type(llm).__name__]
+        llm.config.save_pretrained(source)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(source)
+        for precision in ("fp32", "int8"):
+            build_decoder(llm, source, Path(scratch) / precision, precision)
+            save(
+                clean(onnx.load(str(Path(scratch) / precision / "decoder.onnx"))), folder / f"decoder_{precision}.onnx"
+            )
+        nothing = Calibration((), (1, llm.config.num_key_value_heads, 0, llm.config.head_dim))
+        int4 = quantize_decoder(Path(scratch) / "fp32" / "decoder.onnx", Int4(), nothing)
+        save(clean(int4), folder / "decoder_int4.onnx")
+        save(build_explicit_decoder(llm), folder / "decoder_explicit.onnx")
+    config = llm.config
+    spec = DecoderSpec(
+        layers=config.num_hidden_layers,
+        kv_heads=config.num_key_value_heads,
+        head_size=config.head_dim,
+        hidden_size=config.hidden_size,
+        max_length=prompt + MAX_NEW_TOKENS,
+    )
+    sizes = {**dataclasses.asdict(spec), "max_new_tokens": MAX_NEW_TOKENS, "eos_token_id": config.eos_token_id}
+    (folder / "decoder.json").write_text(json.dumps(sizes) + "\n")
+    np.save(folder / "token_embedding.npy", llm.get_input_embeddings().weight.detach().float().numpy())
+
+
+def write_store(reports: Sequence[Sequence[int]], tokenizer: Tokenizer, folder: Path, *, least: int) -> None:
+    """Write the report store as an export does.
+
+    Args:
+        reports: Token ids of the train reports with their end token.
+        tokenizer: Their own.
+        folder: Gets ``drafts.npz``.
+        least: In how many reports a sentence has to stand.
+    """
+    ends = sentence_ends(tokenizer)
+    arrays = build_store(reports, ends=ends, least=least, findings=findings_of(tokenizer))
+    np.savez(folder / "drafts.npz", ends=np.asarray(ends), **arrays._asdict())
+
+
+def write_studies(folder: Path, prompts: Sequence[Array], texts: Sequence[Sequence[int]], about: Array) -> None:
+    """Write the val studies.
+
+    Args:
+        folder: Gets ``studies.npz``.
+        prompts: float32 (P, Dl) of each study.
+        texts: Tokens of what a person wrote about it.
+        about: uint32 (K, 2), observations that its condition asserts and denies, one bit each.
+    """
+    np.savez(
+        folder / "studies.npz",
+        prompts=np.concatenate(prompts),
+        prompt_ends=np.cumsum([len(prompt) for prompt in prompts]),
+        texts=np.concatenate([np.asarray(text, np.int64) for text in texts]),
+        text_ends=np.cumsum([len(text) for text in texts]),
+        about=about,
+    )
