@@ -53,7 +53,7 @@ class ExportOptions:
     """What to build.
 
     Attributes:
-        precision: A key of ``LIMITS``; ``"bf16"`` are fp32 graphs that OpenVINO computes in bf16.
+        precision: A key of ``LIMITS``; with ``"bf16"`` OpenVINO computes in bf16 what is fp32 elsewhere.
         targets: Names of ``TARGETS``; the first one is ``"ort"``, which every bundle has.
         force: Replace a bundle that is already there.
         limits: Of parity; None takes the precision's own.
@@ -116,8 +116,8 @@ def allowed_precisions(targets: Sequence[str]) -> tuple[str, ...]:
 
 
 def _unfit(precision: str, targets: Sequence[str]) -> str | None:
-    if precision == "bf16" and "openvino" not in targets:
-        return "bf16: only OpenVINO computes in it, so add the target: --bf16 --target openvino"
+    if stored_precision(precision) != precision and "openvino" not in targets:
+        return f"{precision}: only OpenVINO computes in bf16, so add the target: --{precision} --target openvino"
     for name in targets:
         if precision not in (known := TARGETS[name].PRECISIONS):
             return f"--target {name}: expected a precision of {', '.join(known)}, got {precision}"
@@ -125,8 +125,8 @@ def _unfit(precision: str, targets: Sequence[str]) -> str | None:
 
 
 def stored_precision(precision: str) -> str:
-    """Return the precision of the bundle's own files: bf16 is something that OpenVINO makes of fp32 ones."""
-    return "fp32" if precision == "bf16" else precision
+    """Return the precision of the bundle's own files: bf16 is something that OpenVINO makes of them."""
+    return {"bf16": "fp32", "int8-bf16": "int8"}.get(precision, precision)
 
 
 def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manifest:
@@ -250,7 +250,7 @@ def _lowered(graph: onnx.ModelProto, site: Site, name: str, limit: float | None)
     """Make the precision's graph of an fp32 one; in int4, the same one with its weights stored in eight bits."""
     if site.precision == "fp16":
         return to_half(graph, site.feeds[name], label=name, limit=limit)
-    if site.precision == "int8":
+    if stored_precision(site.precision) == "int8":
         return to_static(graph, site.feeds[name], label=name, limit=limit)
     if site.precision == "int4":
         quantize_weights(graph)
@@ -299,7 +299,7 @@ def _compared(
     )
     worst = {name: graph.worst for name, graph in lowered.items()}
     report = compare(dataclasses.replace(exported, worst_layers=worst), site.planned, site.reference, limits=limits)
-    if not report.failures or site.precision != "int8":
+    if not report.failures or stored_precision(site.precision) != "int8":
         return report, lowered
     why = f"with int8 arithmetic {'; '.join(report.failures)}"
     _LOG.info("%s; so weights are only stored in int8, and all layers compute in fp32", why)
@@ -317,7 +317,7 @@ def _proven(site: Site, options: ExportOptions, lowered: dict[str, LoweredGraph]
     folder, checkpoint, stored = site.folder, site.checkpoint, stored_precision(options.precision)
     draft = describe.draft_manifest(checkpoint, folder, precision=stored)
     limits = options.limits or LIMITS[options.precision]
-    own_limits = limits if stored == options.precision else LIMITS[stored]
+    own_limits = limits if LIMITS[stored] == LIMITS[options.precision] else LIMITS[stored]
     with released():
         report, lowered = _compared(site, draft, lowered, own_limits)
     if report.failures:

@@ -71,6 +71,7 @@ LIMITS: Mapping[str, ParityLimits] = {
     "int8": ParityLimits(value=None, differing_texts=None, label_agreement=0.99, clue_flips=0.01),
     # PyTorch's own bf16 on the mini checkpoint: up to 0.007, and 0.036 on random inputs; Swin-B in OpenVINO's: 0.014.
     "bf16": ParityLimits(value=0.1, differing_texts=None, label_agreement=0.99, clue_flips=0.01),
+    "int8-bf16": ParityLimits(value=None, differing_texts=None, label_agreement=0.99, clue_flips=0.01),
     "int4": ParityLimits(value=None, differing_texts=None, label_agreement=0.99, clue_flips=0.01),
 }
 

@@ -14,11 +14,13 @@ to its model converter, which is never called here.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from trrg_sdk.backends import onnxruntime
@@ -32,7 +34,10 @@ from trrg_sdk.processors import physical_cores
 NAME = "openvino"
 TARGET = "openvino-cpu"
 
+BF16 = ("bf16", "int8-bf16")
+"""Precisions in which this computes in bfloat16 what a graph does not do in integers."""
 _INSTALL = "Install it: pip install 'trrg-sdk[cpu,openvino]'"
+_BATCH = "batch"
 _DTYPES = {"f32": "float32", "f16": "float16", "i64": "int64"}
 # What OpenVINO raises, in C++ or in its Python layer; it has no exception of its own.
 _FOREIGN = (RuntimeError, ValueError, TypeError)
@@ -100,8 +105,8 @@ class OpenVinoBackend:
 
         Args:
             path: The ``.onnx`` file; external data lies beside it.
-            spec: What the manifest says about it. A precision of ``"bf16"`` computes in bfloat16, every other one, and
-                none, in float32, whatever the weights are stored in.
+            spec: What the manifest says about it. A precision of :data:`BF16` computes in bfloat16, every other one,
+                and none, in float32, whatever the weights are stored in; products of integers stay such.
 
         Raises:
             BundleError: The file is no ONNX graph that this version runs.
@@ -109,9 +114,11 @@ class OpenVinoBackend:
         """
         import openvino
 
-        asked = openvino.Type.bf16 if spec and spec.precision == "bf16" else openvino.Type.f32
+        asked = openvino.Type.bf16 if spec and spec.precision in BF16 else openvino.Type.f32
         try:
             model = self._core.read_model(path)
+            declared = (_tensor_specs(model.inputs), _tensor_specs(model.outputs))
+            by_row = _fix_batch(model, spec.inputs if spec else ())
             compiled = self._core.compile_model(model, "CPU", _properties(asked, self.threads))
         except _FOREIGN as error:
             raise BundleError(
@@ -119,7 +126,7 @@ class OpenVinoBackend:
                 "the bundle from its source, or install the version that its manifest names."
             ) from error
         _check_precision(path.name, asked, compiled.get_property("INFERENCE_PRECISION_HINT"))
-        return OpenVinoGraph(model, compiled, path.name, named=spec.inputs if spec else None)
+        return OpenVinoGraph(compiled, path.name, declared, named=spec.inputs if spec else None, by_row=by_row)
 
     def decoder(self, path: Path, spec: DecoderSpec) -> OrtDecoder:
         """Open a decoder on ONNX Runtime and allocate its keys and values.
@@ -138,21 +145,30 @@ class OpenVinoBackend:
 class OpenVinoGraph:
     """One compiled graph; every run has an inference request to itself, so several threads may run it at once."""
 
-    def __init__(self, model: Any, compiled: Any, label: str, *, named: tuple[TensorSpec, ...] | None = None) -> None:
+    def __init__(
+        self,
+        compiled: Any,
+        label: str,
+        declared: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]],
+        *,
+        named: tuple[TensorSpec, ...] | None,
+        by_row: bool,
+    ) -> None:
         """Keep a compiled graph.
 
         Args:
-            model: The ``openvino.Model`` that was read. It has the file's names; in the compiled graph a tensor also
-                has those of the tensors that became one with it.
-            compiled: The ``openvino.CompiledModel`` of it.
+            compiled: The ``openvino.CompiledModel``.
             label: The file's name, for messages.
+            declared: Inputs and outputs as the file has them; in the compiled graph a tensor also has the names of
+                those that became one with it.
             named: The inputs with names for their free axes, which OpenVINO forgets: one name is one size.
+            by_row: It was compiled for a batch of one: several rows are run one after the other.
         """
         self._compiled = compiled
         self._label = label
         self._idle: deque[Any] = deque()  # requests that no thread uses
-        self.inputs = tuple(_tensor_spec(port) for port in model.inputs)
-        self.outputs = tuple(_tensor_spec(port) for port in model.outputs)
+        self._by_row = by_row
+        self.inputs, self.outputs = declared
         self._expected = named or self.inputs
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -165,8 +181,18 @@ class OpenVinoGraph:
         check_inputs(self._label, self._expected, inputs)
         feed = {index: inputs[spec.name] for index, spec in enumerate(self.inputs)}
         with _translated(self._label), self._request() as request:
-            values = request.infer(feed, share_inputs=False, share_outputs=False)
-            return {spec.name: values[index] for index, spec in enumerate(self.outputs)}
+            runs = [request.infer(each, share_inputs=False, share_outputs=False) for each in self._feeds(feed)]
+        arrays = [[run[index] for run in runs] for index in range(len(self.outputs))]
+        return {
+            spec.name: parts[0] if len(parts) == 1 else np.concatenate(parts)
+            for spec, parts in zip(self.outputs, arrays, strict=True)
+        }
+
+    def _feeds(self, feed: dict[int, NDArray[Any]]) -> list[dict[int, NDArray[Any]]]:
+        """What is run one after the other."""
+        if not self._by_row:
+            return [feed]
+        return [{index: array[row : row + 1] for index, array in feed.items()} for row in range(len(feed[0]))]
 
     @contextmanager
     def _request(self) -> Iterator[Any]:
@@ -193,6 +219,18 @@ def _properties(precision: Any, threads: int) -> dict[str, Any]:
     }
 
 
+def _fix_batch(model: Any, named: tuple[TensorSpec, ...]) -> bool:
+    """Let OpenVINO know all sizes of a graph in which only the batch is free, and say whether it is one.
+
+    A report is a batch of one. For sizes that it knows OpenVINO fuses more: Swin-B in int8 and bf16 took 5 % less time.
+    """
+    own = [spec for spec in _tensor_specs(model.inputs) if spec.axes[:1] == ("?",) and "?" not in spec.axes[1:]]
+    if not own or [replace(spec, axes=(_BATCH, *spec.axes[1:])) for spec in own] != list(named):
+        return False
+    model.reshape({spec.name: [1, *spec.axes[1:]] for spec in own})
+    return True
+
+
 def _check_precision(label: str, asked: Any, got: Any) -> None:
     """Refuse a graph that was compiled in another precision than the one that was asked for."""
     if asked != got:
@@ -200,6 +238,10 @@ def _check_precision(label: str, asked: Any, got: Any) -> None:
             f"{label}: expected OpenVINO to compute in {_type_name(asked)}, got {_type_name(got)}: this processor has "
             f"no {_type_name(asked)} arithmetic. Use device cpu, or a bundle whose target {TARGET} is fp32."
         )
+
+
+def _tensor_specs(ports: Iterable[Any]) -> tuple[TensorSpec, ...]:
+    return tuple(map(_tensor_spec, ports))
 
 
 def _tensor_spec(port: Any) -> TensorSpec:

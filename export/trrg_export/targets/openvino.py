@@ -47,10 +47,10 @@ def add(site: ProvenSite) -> TargetSpec:
 
 def _spec(site: ProvenSite) -> TargetSpec:
     graphs = site.bundle.manifest.graphs
-    other = [plan.name for plan in site.planned] if site.precision == "bf16" else []
+    other = [plan.name for plan in site.planned] if site.precision in backend.BF16 else []
     return TargetSpec(
         runtime=backend.NAME,
         version=importlib.metadata.version("openvino"),
-        graphs={name: dataclasses.replace(graphs[name], precision="bf16") for name in other},
+        graphs={name: dataclasses.replace(graphs[name], precision=site.precision) for name in other},
         engines=(),
     )
