@@ -257,17 +257,16 @@ class Reporter:
         writing and the taking of sources in the caller's, which also reads while there is room in the batch. At most
         ``2 * (batch_size + workers)`` studies are on their way. Of those, ``workers + 1`` are held as decoded images
         (all of them with ``readings``), the others as given, with a prompt each; ``batch_size`` texts have keys and
-        values. Where the decoder takes one text at a time
-        (beams, a GPU, a graph with a fixed batch axis) only the rest overlaps. A batch uses no drafts.
+        values. Where the decoder takes one text at a time (beams, a GPU, a graph with a fixed batch axis) only the
+        rest overlaps. A batch uses no drafts.
 
         Args:
-            sources: As for ``report``; may be endless. One that makes its caller wait holds back the answers before
-                it, so give what comes from time to time a ``batch_size`` of 1.
+            sources: As for ``report``; may be endless. One that makes its caller wait holds back the answers before it:
+                give what comes from time to time a ``batch_size`` of 1.
             clue_scores: As for ``report``, for every study.
             batch_size: Texts to write together; None takes 8. With 1 nothing is read ahead and no thread is started:
                 each outcome comes before the next source is taken.
-            workers: Threads that read and perceive beside the caller's; None takes one less than the ``threads`` of
-                this reporter, at least 1.
+            workers: Threads that read and perceive beside the caller's; None takes ``threads`` of this reporter - 1.
             readings: Whether outcomes hold what ``read`` gives, with patient data and the image.
 
         Yields:

@@ -3,9 +3,10 @@
     python tests/benchmarks/iu_decoder.py --reports iu_reports.jsonl.gz --out runs/iu
     python tests/benchmarks/iu_drafts.py runs/iu --write tests/benchmarks/results/iu_drafts.md
 
-Each val study with a condition of its own is written with and without drafts in turn, in each precision: fp32, int8 and
-int4 on ONNX Runtime, fp32 and bf16 on OpenVINO. Texts that come out the same count once. Then what people wrote about
-the same studies is replayed: every pass is made, but its likeliest token is the person's. Last, drafts of random tokens.
+Each val study with a condition of its own is written with and without drafts in turn, in each precision: fp32, int8
+and int4 on ONNX Runtime, fp32 and bf16 on OpenVINO. Texts that come out the same count once. Then what people wrote about
+the same studies is replayed: every pass is made, but its likeliest token is the person's. Last, drafts of random
+tokens.
 Tokens must be identical. Prompts are part of every time. ``--clock cpu`` counts processor time, for a machine that does
 other work.
 """
