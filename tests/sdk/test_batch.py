@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import shutil
+import sqlite3
 import time
 import zipfile
 from collections import Counter
@@ -177,6 +178,52 @@ def test_a_study_without_a_report_is_listed_with_its_reason(
     assert f"<b>{code}</b>" in page and 'alt="the reported image"' not in page
     assert batch() == 3  # it still stands
     assert audited(tmp_path / "out").total() == 1
+
+
+def forget_the_version(out: Path, how: str) -> None:
+    """Make the ledger that of another version of trrg-sdk, or of one that did not write its version down."""
+    with contextlib.closing(sqlite3.connect(out / "ledger.sqlite")) as database:
+        old = "DROP TABLE runtime; PRAGMA user_version = 1;"
+        database.executescript(old if how == "unknown" else "UPDATE runtime SET sdk = '0.0.1';")
+
+
+@pytest.mark.parametrize("version", ["other", "unknown"])
+def test_what_another_version_refused_is_tried_again_and_nothing_else(
+    batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], version: str
+) -> None:
+    out = tmp_path / "out"
+    studies(tmp_path / "in", 2)
+    put(tmp_path / "in" / "hand", chest_bytes(uid="2.25.6", study="2.25.5", BodyPartExamined="HAND"))
+    assert batch() == 3
+
+    def damaged(*_: object) -> None:
+        raise ImportError("half a module")
+
+    for number, reading in enumerate(("dicom_header.read_elements", "dicom.pixel_data.stored_values"), start=3):
+        studies(tmp_path / "in", 1, first=number)
+        with monkeypatch.context() as patch:
+            patch.setattr(f"trrg_sdk.{reading}", damaged)
+            assert batch() == 3
+    assert states(out) == {"done": 2, "failed": 2, "refused": 1}
+    assert batch() == 3 and audited(out).total() == 5, "the same version does not try again"
+    forget_the_version(out, version)
+    capfd.readouterr()
+    assert batch("--dry-run") == 0
+    assert "would report 3 of 5 studies; 2 are done already" in capfd.readouterr().out
+    assert batch() == 3
+    assert states(out) == {"done": 4, "refused": 1}
+    assert len(reports(tmp_path)) == 4 == only_lines(tmp_path) - 1
+    assert audited(out).total() == 8
+
+
+def test_a_ledger_of_a_later_version_is_left_alone(batch: Batch, tmp_path: Path) -> None:
+    studies(tmp_path / "in", 1)
+    assert batch() == 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "out" / "ledger.sqlite")) as database:
+        database.execute("PRAGMA user_version = 3")
+    before = contents(tmp_path / "out")
+    assert batch() == 2 and batch("--dry-run") == 2
+    assert contents(tmp_path / "out") == before
 
 
 def test_a_study_that_is_refused_now_loses_its_report(batch: Batch, tmp_path: Path) -> None:

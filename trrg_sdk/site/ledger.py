@@ -7,6 +7,9 @@ UID from a row. The sentences of a report are not in it.
 A row of ``studies`` is committed after the study's files have their names and are on the disk. A study whose process
 dies before that has no row and is done again, with the same files as its result. Each outcome is one row of ``audit``,
 committed together with it; ``audit.jsonl`` is what a reader gets of that table, and is completed from it at the start.
+
+What another version of trrg-sdk refused or could not read is tried again: this one may know better. So a ledger knows
+which version opened it last, and forgets the refusals of any other; what is done stays done.
 """
 
 from __future__ import annotations
@@ -23,13 +26,14 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from trrg_sdk.errors import UsageError
 from trrg_sdk.site.studies import Entry
+from trrg_sdk.version import __version__
 
 State = Literal["done", "refused", "failed"]
 
 FILE = "ledger.sqlite"
 AUDIT_FILE = "audit.jsonl"
 
-_VERSION = 1
+_VERSION = 2
 _TAIL = 1 << 16
 _SCHEMA = """
 CREATE TABLE files (file BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, study BLOB, instance BLOB, code TEXT,
@@ -38,6 +42,13 @@ CREATE TABLE studies (study BLOB PRIMARY KEY, content BLOB, quick BLOB, manifest
                       code TEXT, message TEXT, facts TEXT, finished TEXT) WITHOUT ROWID;
 CREATE TABLE audit (number INTEGER PRIMARY KEY, line TEXT);
 CREATE TABLE pages (audit INTEGER);
+"""
+_OF_VERSION_2 = "CREATE TABLE runtime (sdk TEXT);"
+# A file whose study could not be read stands in both tables under its own key; read again it may belong to another one.
+_FORGET_REFUSALS = """
+DELETE FROM studies WHERE study IN (SELECT file FROM files WHERE code <> '' AND study = file);
+DELETE FROM files WHERE code <> '';
+UPDATE studies SET manifest = '' WHERE state <> 'done';
 """
 _Statement = tuple[str, list[tuple[Any, ...]]]
 _Result = TypeVar("_Result")
@@ -195,7 +206,12 @@ def peek(folder: Path) -> tuple[dict[bytes, Entry], dict[bytes, Mark]]:
         return {}, {}
 
     def work() -> tuple[dict[bytes, Entry], dict[bytes, Mark]]:
-        with closing(sqlite3.connect(f"{(folder / FILE).resolve().as_uri()}?mode=ro", uri=True)) as database:
+        with (
+            closing(sqlite3.connect(f"{(folder / FILE).resolve().as_uri()}?mode=ro", uri=True)) as file,
+            closing(sqlite3.connect(":memory:", isolation_level=None)) as database,
+        ):
+            file.backup(database)
+            _bring_up_to_date(database)
             return _entries(database), _marks(database)
 
     return Ledger._try(work)
@@ -223,12 +239,22 @@ def _open(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = FULL")
-    version = database.execute("PRAGMA user_version").fetchone()[0]
-    if version not in (0, _VERSION):
-        raise sqlite3.DatabaseError(f"it is of version {version}, this trrg-sdk writes {_VERSION}")
-    if not version:
-        database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+    _bring_up_to_date(database)
     return database
+
+
+def _bring_up_to_date(database: sqlite3.Connection) -> None:
+    """Make the tables that are missing, and forget what another version of trrg-sdk refused; all of it or nothing."""
+    version = database.execute("PRAGMA user_version").fetchone()[0]
+    if version not in range(_VERSION + 1):
+        raise sqlite3.DatabaseError(f"it is of version {version}, this trrg-sdk writes {_VERSION}")
+    statements = "" if version else _SCHEMA
+    if version < _VERSION:
+        statements += f"{_OF_VERSION_2} PRAGMA user_version = {_VERSION};"
+    last = None if statements else database.execute("SELECT sdk FROM runtime").fetchone()
+    if last != (__version__,):
+        runtime = f"DELETE FROM runtime; INSERT INTO runtime VALUES ('{__version__}');"
+        database.executescript(f"BEGIN; {statements} {_FORGET_REFUSALS} {runtime} COMMIT;")
 
 
 def _private(path: str, flags: int) -> int:
