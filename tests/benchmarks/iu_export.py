@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from trrg_export.alike import make_rows_alike
 from trrg_export.decoder_explicit import build_explicit_decoder
 from trrg_export.drafts import findings_of, sentence_ends
 from trrg_export.genai import build_decoder
@@ -53,6 +54,7 @@ def write_decoders(llm: Any, tokenizer: Tokenizer, folder: Path, *, prompt: int)
             )
         nothing = Calibration((), (1, llm.config.num_key_value_heads, 0, llm.config.head_dim))
         int4 = quantize_decoder(Path(scratch) / "fp32" / "decoder.onnx", Int4(), nothing)
+        make_rows_alike(int4)
         save(clean(int4), folder / "decoder_int4.onnx")
         save(build_explicit_decoder(llm), folder / "decoder_explicit.onnx")
     config = llm.config
