@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 240.0  # seconds for one answer of an engine; one that takes longer hangs
+PATIENCE = 600.0  # seconds for one answer of an engine; one that takes longer hangs
 
 
 class EngineFailed(Exception):
