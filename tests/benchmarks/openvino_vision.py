@@ -206,7 +206,7 @@ def label_page(checkpoint: Path) -> Iterator[str]:
     """What bf16 does to labels, as Markdown."""
     yield "\n## bf16, int8 and labels\n"
     yield "The parity studies of the mini checkpoint through the gate of `trrg-export`. PyTorch's bf16 is in the"
-    yield "three graphs, with the decoder in fp32 on ONNX Runtime: the arithmetic, not OpenVINO's kernels. OpenVINO's is"
+    yield "three graphs, with the decoder in fp32 on ONNX Runtime: arithmetic, not OpenVINO's kernels. OpenVINO's is"
     yield "in the vision encoder alone, and all else in fp32.\n"
     counted = "clue flips | of | largest change of a probability | equal texts | equal report labels"
     yield f"| what | studies | {counted} | gate |"
