@@ -259,7 +259,7 @@ class TargetSpec:
         runtime: Its name.
         version: The version that the bundle was made and tried with.
         graphs: Graphs that this target runs in another form or precision than the bundle's own (OpenVINO in bf16: the
-            same files, precision ``"bf16"``); empty where those serve.
+            same files, precision ``"bf16"``, or its own vision graph, ``"int8-bf16"``); empty where those serve.
         engines: Compiled graphs; empty where the runtime compiles when it opens them.
     """
 

@@ -53,7 +53,8 @@ class ExportOptions:
     """What to build.
 
     Attributes:
-        precision: A key of ``LIMITS``; with ``"bf16"`` OpenVINO computes in bf16 what is fp32 elsewhere.
+        precision: A key of ``LIMITS``; ``"bf16"`` are fp32 graphs that OpenVINO computes in bf16, ``"int8-bf16"`` int8
+            ones with a vision graph of which it computes the rest in bf16.
         targets: Names of ``TARGETS``; the first one is ``"ort"``, which every bundle has.
         force: Replace a bundle that is already there.
         limits: Of parity; None takes the precision's own.

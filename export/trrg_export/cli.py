@@ -35,7 +35,7 @@ _PRECISIONS = {
     "int8": "a quarter of the size and integer arithmetic, calibrated; layers that drift stay in fp32",
     "int4": "4-bit weights of the language model, 8-bit of the rest",
     "bf16": "fp32 files, computed in bf16 by --target openvino",
-    "int8-bf16": "int8 files, and what is not in int8 computed in bf16 by --target openvino",
+    "int8-bf16": "int8, and for --target openvino a vision encoder that is in bf16 where it is not in int8",
 }
 
 

@@ -1,4 +1,4 @@
-"""What bf16 does to labels, computed by PyTorch: for a machine whose processor OpenVINO refuses bf16 on.
+"""What bf16 does to labels, computed by PyTorch and, where the processor has it, by OpenVINO in the vision encoder.
 
 The checkpoint's parity studies go through the gate of ``trrg-export --bf16``, with PyTorch's bf16 in the three graphs
 in place of OpenVINO's. It is the same arithmetic (products of bf16 numbers, summed in fp32) but not the same kernels:
@@ -8,23 +8,27 @@ where OpenVINO rounds in between is its own affair.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import openvino
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from trrg_export.build import ExportOptions, export_bundle
 from trrg_export.parity import LIMITS, Exported, compare
-from trrg_export.reference import run_pytorch
-from trrg_export.to_onnx import GraphPlan, checkpoint_plans
+from trrg_export.precision.static import VNNI, to_static
+from trrg_export.reference import Reference, run_pytorch
+from trrg_export.to_onnx import GraphPlan, checkpoint_plans, export_graph, save
 from trrg_sdk.backends import onnxruntime
+from trrg_sdk.backends import openvino as backend
 from trrg_sdk.backends.ort_decoder import OrtDecoder
 from trrg_sdk.bundle import Bundle
-from trrg_sdk.manifest import DecoderSpec, GraphSpec, Manifest, TensorSpec
+from trrg_sdk.manifest import DecoderSpec, GraphSpec, Manifest, TargetSpec, TensorSpec
 from trrg_train.models.checkpoint import load_checkpoint
 
 ROUNDED, PRODUCTS = "every tensor in bf16", "products in bf16, norms and softmax in fp32 (autocast)"
@@ -95,4 +99,31 @@ def outcomes(checkpoint: Path) -> dict[str, Mapping[str, Any]]:
             exported = Exported(Bundle.load(out), "bf16", backend)
             report = compare(exported, planned, reference, limits=LIMITS["bf16"])
             tables[name] = {**report.table, "failures": report.failures}
+        if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            tables |= encoder_outcomes(Bundle.load(out), planned, reference)
+    return tables
+
+
+def encoder_outcomes(
+    bundle: Bundle, planned: tuple[GraphPlan, ...], reference: Reference
+) -> dict[str, Mapping[str, Any]]:
+    """The gate's table of each form of the vision encoder on OpenVINO; all else is in fp32.
+
+    Args:
+        bundle: In fp32; its folder gets another file.
+        planned: Its graphs in PyTorch.
+        reference: What they give.
+    """
+    own = bundle.manifest.graphs["vision"]
+    lowered = to_static(export_graph(planned[0]), reference.feeds()["vision"], label="vision", limit=None, form=VNNI)
+    save(lowered.model, bundle.folder / "vision.int8.onnx")
+    forms = {"bf16": own.file, backend.INT8_BF16: "vision.int8.onnx"}
+    tables: dict[str, Mapping[str, Any]] = {}
+    for precision, file in forms.items():
+        vision = dataclasses.replace(own, file=file, precision=precision)
+        target = TargetSpec(backend.NAME, openvino.__version__, {"vision": vision}, ())
+        manifest = dataclasses.replace(bundle.manifest, targets={backend.TARGET: target})
+        exported = Exported(dataclasses.replace(bundle, manifest=manifest), precision, backend.open_backend())
+        report = compare(exported, planned, reference, limits=LIMITS[precision])
+        tables[f"vision encoder in {precision}, OpenVINO"] = {**report.table, "failures": report.failures}
     return tables

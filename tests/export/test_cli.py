@@ -43,6 +43,7 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         "--int8",
         "--int4",
         "--bf16",
+        "--int8-bf16",
         "--auto",
         "--target",
         "--force",

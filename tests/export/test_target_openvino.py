@@ -167,3 +167,61 @@ def test_bf16_is_fp32_files_and_a_target_that_says_bf16(
     expected = "vision bf16, clue_encoder bf16, fusion bf16, decoder fp32"
     assert reporter._provenance().precision == expected
     assert Reporter(tmp_path / "bundle", device="cpu")._provenance().precision == "fp32"
+
+
+@pytest.fixture
+def tolerant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Int8 arithmetic flips clues of random weights, which the limits of a trained model would refuse."""
+    loose = dataclasses.replace(LIMITS["int8"], clue_flips=1.0, label_agreement=0.0)
+    monkeypatch.setitem(build.LIMITS, "int8-bf16", loose)
+    monkeypatch.setitem(build.LIMITS, "int8", loose)
+    if not HAS_BF16:
+        monkeypatch.setattr(backend, "_check_precision", lambda *_: None)
+
+
+def test_int8_with_bf16_is_another_vision_graph(export: Callable[..., int], tmp_path: Path, tolerant: None) -> None:
+    """Its products are in int8 with all eight bits of their weights; ONNX Runtime's graph has seven."""
+    assert export("--int8-bf16", "--target", "openvino") == 0
+    bundle = Bundle.load(tmp_path / "bundle")
+    manifest = bundle.manifest
+    assert {graph.precision for graph in manifest.graphs.values()} == {"int8"}
+    own = manifest.targets["openvino-cpu"].graphs
+    assert {name: (graph.precision, graph.file) for name, graph in own.items()} == {
+        "vision": ("int8-bf16", "graphs/openvino/vision.onnx")
+    }
+    files = (manifest.graphs["vision"].file, own["vision"].file)
+    seven, eight = (_int8_weights(bundle.folder / file) for file in files)
+    assert seven.keys() == eight.keys()
+    assert max(np.abs(weight.astype(int)).max() for weight in seven.values()) == 64
+    assert all(np.abs(weight.astype(int)).max() == 127 for weight in eight.values())
+    assert manifest.parity.keys() == {"int8", "int8-bf16 on openvino-cpu"}
+    assert manifest.parity["int8-bf16 on openvino-cpu"]["int8_drift"].keys() == {"vision"}
+    reporter = Reporter(bundle, device="openvino")
+    assert reporter._provenance().precision == "vision int8-bf16, clue_encoder int8, fusion int8, decoder int8"
+
+
+def _int8_weights(path: Path) -> dict[str, np.ndarray]:
+    """Weights of products that are computed in integers."""
+    model = onnx.load(str(path))
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    read = {node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    return {name: value for name, value in stored.items() if name in read and value.dtype == np.int8}
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="this processor has no bf16")
+def test_int8_with_bf16_is_computed_so(export: Callable[..., int], tmp_path: Path, tolerant: None) -> None:
+    assert export("--int8-bf16", "--target", "openvino") == 0
+    bundle = Bundle.load(tmp_path / "bundle")
+    spec = bundle.manifest.targets["openvino-cpu"].graphs["vision"]
+    graph = backend.open_backend(threads=1).graph(bundle.folder / spec.file, spec=spec)
+    runtime = graph._compiled.get_runtime_model()
+    kinds = {str(node.get_rt_info()["runtimePrecision"].value) for node in runtime.get_ops() if node.inputs()}
+    assert "bf16" in kinds, "what is not in int8 is in bf16"
+    assert kinds & {"i8", "u8", "I8", "U8"}, "products are in int8"
+
+
+def test_int8_with_bf16_needs_openvino(export: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert export("--int8-bf16") == 2
+    assert "--int8-bf16 --target openvino" in capsys.readouterr().err
+    assert export("--int8-bf16", "--target", "openvino", "--target", "tensorrt-rtx") == 2
+    assert "got int8-bf16" in capsys.readouterr().err

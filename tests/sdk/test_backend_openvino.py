@@ -152,6 +152,28 @@ def test_bf16_is_near_fp32_and_not_equal(opened: backend.OpenVinoBackend) -> Non
     assert 1e-5 < gap < 0.05
 
 
+def test_a_batch_of_several_is_what_each_alone_is(bundle: Bundle, opened: backend.OpenVinoBackend) -> None:
+    """The vision graph is compiled for one; its inputs and outputs are still those of the file."""
+    vision = open_graphs(opened, bundle, ["vision"])["vision"]
+    assert isinstance(vision, backend.OpenVinoGraph)
+    assert vision._compiled.input(0).partial_shape.is_static
+    assert vision.inputs[0].axes == ("?", 1, 16, 16)
+    pixels = np.random.default_rng(0).normal(size=(3, 1, 16, 16)).astype(np.float32)
+    together = vision.run({"pixels": pixels})
+    for name, array in together.items():
+        alone = [vision.run({"pixels": pixels[row : row + 1]})[name] for row in range(3)]
+        np.testing.assert_array_equal(array, np.concatenate(alone))
+    assert not np.array_equal(together["patches"][0], together["patches"][1])
+    with pytest.raises(UsageError, match="at least one row"):
+        vision.run({"pixels": pixels[:0]})
+
+
+def test_a_graph_with_other_free_axes_stays_free(bundle: Bundle, opened: backend.OpenVinoBackend) -> None:
+    for name, graph in open_graphs(opened, bundle, ["clue_encoder", "fusion"]).items():
+        assert isinstance(graph, backend.OpenVinoGraph)
+        assert all(port.partial_shape.is_dynamic for port in graph._compiled.inputs), name
+
+
 @pytest.mark.parametrize("content", [b"", b"no graph", None])
 def test_a_damaged_graph_is_refused(tmp_path: Path, opened: backend.OpenVinoBackend, content: bytes | None) -> None:
     path = tmp_path / "broken.onnx"

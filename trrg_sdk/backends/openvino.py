@@ -34,7 +34,8 @@ from trrg_sdk.processors import physical_cores
 NAME = "openvino"
 TARGET = "openvino-cpu"
 
-BF16 = ("bf16", "int8-bf16")
+INT8_BF16 = "int8-bf16"
+BF16 = ("bf16", INT8_BF16)
 """Precisions in which this computes in bfloat16 what a graph does not do in integers."""
 _INSTALL = "Install it: pip install 'trrg-sdk[cpu,openvino]'"
 _BATCH = "batch"
@@ -179,6 +180,8 @@ class OpenVinoGraph:
             DeviceError: The runtime failed.
         """
         check_inputs(self._label, self._expected, inputs)
+        if self._by_row and not len(inputs[self.inputs[0].name]):
+            raise UsageError(f"{self._label}: expected at least one row, got none.")
         feed = {index: inputs[spec.name] for index, spec in enumerate(self.inputs)}
         with _translated(self._label), self._request() as request:
             runs = [request.infer(each, share_inputs=False, share_outputs=False) for each in self._feeds(feed)]

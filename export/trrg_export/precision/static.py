@@ -17,7 +17,7 @@ clue encoder reads 28 prompts at once):
 - Its outputs are .036, .005 and .031 off, those of weights alone .009, .001 and .007.
 - Activations are uint8: in int8 ONNX Runtime's AVX2 kernels took longer than fp32 (vision 10.9, clue encoder 17.5).
 - Weights use seven of their eight bits: with all of them the 16-bit sums of processors without VNNI saturate, and the
-  vision encoder drifted by .36 in place of .04.
+  vision encoder drifted by .36 in place of .04. Where VNNI is certain, as on every processor with bf16, all are used.
 - The range of an activation is the smallest to the largest number that was seen. Without the rarest .01 % the vision
   encoder drifted by .22; entropy chose the same ranges.
 - TensorRT reads another form: activations are int8 around zero, weights use all their bits, and a bias stays a float.
@@ -31,6 +31,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -66,8 +67,26 @@ _FLOAT_OUTPUTS = ["MatMul", "Gemm"]  # a convolution that writes floats has no i
 _LOG = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Form:
+    """A way to write eight bits; by default the one that ONNX Runtime computes on any processor.
+
+    Attributes:
+        symmetric: Activations are int8 around zero and a bias stays a float.
+        all_bits: Weights use all their bits, which a processor without VNNI answers with sums that saturate.
+    """
+
+    symmetric: bool = False
+    all_bits: bool = False
+
+
+ANYWHERE = Form()
+TENSORRT = Form(symmetric=True, all_bits=True)
+VNNI = Form(all_bits=True)
+
+
 def to_static(
-    model: onnx.ModelProto, feeds: Sequence[Feed], *, label: str, limit: float | None, symmetric: bool = False
+    model: onnx.ModelProto, feeds: Sequence[Feed], *, label: str, limit: float | None, form: Form = ANYWHERE
 ) -> LoweredGraph:
     """Turn a graph into int8.
 
@@ -76,16 +95,16 @@ def to_static(
         feeds: Inputs of one run each, to calibrate and to measure with.
         label: The graph's name, for messages.
         limit: How far an output may drift, see :class:`LoweredGraph`; None takes :data:`DRIFT_LIMIT`.
-        symmetric: Write the form that TensorRT reads.
+        form: Which of the ways to write eight bits.
 
     Returns:
         A checked graph, the same for the same input. One that cannot hold the limit computes in fp32, with weights
-        stored in int8 unless ``symmetric``, and says so.
+        stored in int8 unless the form is symmetric, and says so.
     """
     source, bound = _Source.of(model), DRIFT_LIMIT if limit is None else limit
     if weight_bytes(model) >= INLINE_LIMIT:
-        return _reported(label, _left(source, (), "a graph above 2 GiB is not calibrated", symmetric=symmetric))
-    trial = _Trial(source, feeds, bound, symmetric=symmetric)
+        return _reported(label, _left(source, (), "a graph above 2 GiB is not calibrated", form))
+    trial = _Trial(source, feeds, bound, form)
     lowering = Lowering("int8", trial.convert, trial.judge, bound, as_bad=1.0, reason=_REASON)
     found = settle(source.light, trial.blind, lowering)
     if isinstance(found, Hopeless):
@@ -93,10 +112,10 @@ def to_static(
             "%s: %s drifts by %.3g in int8, the limit is %g, and more than %d %% of the weights would have to stay in "
             "fp32; the whole graph does%s",
             *(label, found.output, found.drift, bound, 100 * FP32_SHARE),
-            "" if symmetric else ", its weights are only stored in int8",
+            "" if form.symmetric else ", its weights are only stored in int8",
         )
         why = f"the graph drifts by more than {bound:g} unless most of it does"
-        found = _left(source, feeds, why, symmetric=symmetric)
+        found = _left(source, feeds, why, form)
     return _reported(label, found)
 
 
@@ -111,13 +130,13 @@ def store_weights(model: onnx.ModelProto, feeds: Sequence[Feed], *, why: str) ->
     Returns:
         A checked graph.
     """
-    return _left(_Source.of(model), feeds, why, symmetric=False)
+    return _left(_Source.of(model), feeds, why, ANYWHERE)
 
 
-def _left(source: _Source, feeds: Sequence[Feed], why: str, *, symmetric: bool) -> LoweredGraph:
+def _left(source: _Source, feeds: Sequence[Feed], why: str, form: Form) -> LoweredGraph:
     """Put nothing into int8 arithmetic."""
     drift = _Drift(source, feeds) if feeds else None
-    stored = _finished(source.light, source.weights, symmetric=symmetric)
+    stored = _finished(source.light, source.weights, form)
     kept = kept_layers(source.light, dict.fromkeys(_products(source.light), why))
     return LoweredGraph("int8", stored, kept, drift.of(stored) if drift else {}, "")
 
@@ -150,8 +169,8 @@ class _Trial:
         blind: Product → why it has no range to quantize with.
     """
 
-    def __init__(self, source: _Source, feeds: Sequence[Feed], bound: float, *, symmetric: bool) -> None:
-        self._source, self._feeds, self._bound, self._symmetric = source, feeds, bound, symmetric
+    def __init__(self, source: _Source, feeds: Sequence[Feed], bound: float, form: Form) -> None:
+        self._source, self._feeds, self._bound, self._form = source, feeds, bound, form
         self._products = _products(source.light)
         self._ranges = _calibrated(source, feeds)
         self.blind = _without_range(self._products, self._ranges)
@@ -160,7 +179,7 @@ class _Trial:
 
     def convert(self, kept: Mapping[str, str]) -> onnx.ModelProto:
         quantized = self._quantized(self._products.keys() - kept.keys())
-        return _finished(quantized, self._source.weights, symmetric=self._symmetric)
+        return _finished(quantized, self._source.weights, self._form)
 
     def judge(self, model: onnx.ModelProto, kept: Mapping[str, str]) -> tuple[dict[str, float], dict[str, float]]:
         """Drift, and where it is too large what each product does alone; that is measured once, on a few feeds."""
@@ -175,7 +194,7 @@ class _Trial:
         return drift, {name: value for name, value in sorted(self._alone.items()) if name not in kept}
 
     def _quantized(self, products: Collection[str]) -> onnx.ModelProto:
-        return _quantized(self._source, products, self._ranges, symmetric=self._symmetric)
+        return _quantized(self._source, products, self._ranges, self._form)
 
 
 class _Drift:
@@ -268,7 +287,7 @@ def _without_range(products: Mapping[str, onnx.NodeProto], ranges: Any) -> dict[
     }
 
 
-def _quantized(source: _Source, products: Collection[str], ranges: Any, *, symmetric: bool) -> onnx.ModelProto:
+def _quantized(source: _Source, products: Collection[str], ranges: Any, form: Form) -> onnx.ModelProto:
     """Put the named products into int8; the large weights that they do not read stay hollow."""
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -287,17 +306,17 @@ def _quantized(source: _Source, products: Collection[str], ranges: Any, *, symme
         quantizer = QDQQuantizer(
             copy,
             per_channel=True,
-            reduce_range=not symmetric,
+            reduce_range=not form.all_bits,
             weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+            activation_qType=QuantType.QInt8 if form.symmetric else QuantType.QUInt8,
             tensors_range=ranges,
             nodes_to_quantize=[],
             nodes_to_exclude=left,
             op_types_to_quantize=_OPERATORS,
             extra_options={
                 "OpTypesToExcludeOutputQuantization": _FLOAT_OUTPUTS,
-                "ActivationSymmetric": symmetric,
-                "QuantizeBias": not symmetric,
+                "ActivationSymmetric": form.symmetric,
+                "QuantizeBias": not form.symmetric,
             },
         )
         quantized: onnx.ModelProto = quantizer.quantize_model()
@@ -330,11 +349,11 @@ def _is_integer(node: onnx.NodeProto | None, rounded: Collection[str]) -> bool:
     return node is not None and node.op_type in ("Conv", "MaxPool", "Relu") and node.input[0] in rounded
 
 
-def _finished(model: onnx.ModelProto, weights: Mapping[str, TensorProto], *, symmetric: bool) -> onnx.ModelProto:
+def _finished(model: onnx.ModelProto, weights: Mapping[str, TensorProto], form: Form) -> onnx.ModelProto:
     """A checked copy; but for TensorRT the weights that are still floats are in eight bits, embedding tables too."""
     stored = onnx.ModelProto()
     stored.CopyFrom(model)
-    if symmetric:
+    if form.symmetric:
         for tensor in stored.graph.initializer:
             if is_hollow(tensor):
                 tensor.CopyFrom(weights[tensor.name])

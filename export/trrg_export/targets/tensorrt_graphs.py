@@ -18,7 +18,7 @@ from trrg_export.decoder_explicit import build_explicit_decoder
 from trrg_export.engine_builder import BuildLibrary, axis_ranges, build_engines
 from trrg_export.parity import LIMITS
 from trrg_export.precision.half import to_half
-from trrg_export.precision.static import to_static
+from trrg_export.precision.static import TENSORRT, to_static
 from trrg_export.targets.base import ProvenSite
 from trrg_export.targets.proof import prove
 from trrg_export.to_onnx import clean, export_graph, save, tensor_specs
@@ -86,7 +86,7 @@ def write_graphs(site: ProvenSite, name: str) -> dict[str, GraphSpec]:
             graph = to_half(graph, site.feeds[plan.name], label=f"{name} {plan.name}", limit=limit).model
         elif traced == "int8":
             graph = to_static(
-                graph, site.feeds[plan.name], label=f"{name} {plan.name}", limit=site.limits.value, symmetric=True
+                graph, site.feeds[plan.name], label=f"{name} {plan.name}", limit=site.limits.value, form=TENSORRT
             ).model
         found[plan.name] = _written(graph, site.folder, folder / f"{plan.name}.onnx", traced)
     _LOG.info("%s: exporting decoder", name)
