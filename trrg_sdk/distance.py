@@ -1,6 +1,6 @@
 """How far is an image from the training films, as the vision encoder sees them and as a coarse thumbnail?
 
-Two distances, each divided by its limit; the larger one counts, and above 1 the image is refused:
+Two distances, each divided by its scale, make one, as the sides of a right angle do; above 1 the image is refused:
 
 - **encoder**: Mahalanobis' distance of the mean patch vector to the nearest of the training sets' means, with one
   covariance within the sets. It knows textures and parts: noise and pages are far.
@@ -34,6 +34,10 @@ class Far(NamedTuple):
     encoder: Float32
     thumbnail: Float32
 
+    def together(self, scales: tuple[float, float]) -> Float32:
+        """Both as one, float32 (B,), each in units of its scale."""
+        return np.asarray(np.hypot(self.encoder / scales[0], self.thumbnail / scales[1]), dtype=np.float32)
+
 
 @dataclass(frozen=True, slots=True)
 class Distance:
@@ -64,10 +68,10 @@ class Distance:
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """A distance with its limits."""
+    """A distance with its scales."""
 
     distance: Distance
-    limits: tuple[float, float]
+    scales: tuple[float, float]
 
     def against(self, pixels: Float32, patches: Float32) -> tuple[GateReason, ...]:
         """Judge one image.
@@ -80,7 +84,7 @@ class Judge:
             The reason against reporting it, or nothing.
         """
         far = self.distance.of(patches.mean(axis=0)[None], thumbnail(pixels)[None])
-        share = max(float(value[0]) / limit for value, limit in zip(far, self.limits, strict=True))
+        share = float(far.together(self.scales)[0])
         return () if share <= 1 else (reason("unlike_training", far=share),)
 
 
@@ -116,4 +120,4 @@ def open_judge(bundle: Bundle) -> Judge | None:
     got = tuple(array.shape for array in (found.means, found.whiten, found.thumbnails))
     if got != expected or any(array.dtype != np.float32 for array in (found.means, found.whiten, found.thumbnails)):
         raise BundleError(f"{spec.file}: expected float32 arrays of {expected}, got {got}; export the bundle again")
-    return Judge(found, (spec.encoder_limit, spec.thumbnail_limit))
+    return Judge(found, (spec.encoder_scale, spec.thumbnail_scale))

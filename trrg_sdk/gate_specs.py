@@ -46,17 +46,17 @@ ADULTS = PopulationSpec(minimum_age=18, views=("PA", "AP"))
 
 @dataclass(frozen=True, slots=True)
 class DistanceSpec:
-    """The distance of an image to the training films (``trrg_sdk.distance``); one beyond a limit is refused.
+    """The distance of an image to the training films (``trrg_sdk.distance``); one beyond 1 is refused.
 
     Attributes:
         file: Its numbers, ``.npz``.
         components: Directions in which the encoder's vectors are compared.
         sets: Training sets, each with a mean of its own.
         thumbnails: How many mean thumbnails there are.
-        encoder_limit: Of the distance of the encoder's vectors.
-        thumbnail_limit: Of the distance of the thumbnails.
-        quantile: The part of the held-out films within both limits, in the data set where it is least.
-        films: Split and data set, such as ``"train/nih"`` → how many films it was fitted on (``train``), or the limits
+        encoder_scale: Of the distance of the encoder's vectors: it would be 1 at this.
+        thumbnail_scale: Of the distance of the thumbnails.
+        quantile: The part of the held-out films that are not beyond 1, in the data set where it is least.
+        films: Split and data set, such as ``"train/nih"`` → how many films it was fitted on (``train``), or the scales
             were chosen on (``val``).
     """
 
@@ -64,16 +64,16 @@ class DistanceSpec:
     components: int
     sets: int
     thumbnails: int
-    encoder_limit: float
-    thumbnail_limit: float
+    encoder_scale: float
+    thumbnail_scale: float
     quantile: float
     films: Mapping[str, int]
 
     def __post_init__(self) -> None:
-        """Refuse limits that let nothing pass, a part that is none, and sizes below 1."""
-        limits, sizes = (self.encoder_limit, self.thumbnail_limit), (self.components, self.sets, self.thumbnails)
-        if min(limits) <= 0:
-            raise ValueError(f"expected limits above 0, got {limits}")
+        """Refuse scales that let nothing pass, a part that is none, and sizes below 1."""
+        scales, sizes = (self.encoder_scale, self.thumbnail_scale), (self.components, self.sets, self.thumbnails)
+        if min(scales) <= 0:
+            raise ValueError(f"expected scales above 0, got {scales}")
         if not 0 <= self.quantile <= 1:
             raise ValueError(f"expected a quantile from 0 to 1, got {self.quantile}")
         if min(sizes) < 1:
@@ -84,7 +84,7 @@ class DistanceSpec:
         fitted, held_out = self._counts("train/"), self._counts("val/")
         return (
             f"fitted on films of the training ({fitted}); of those held out ({held_out}) at least {self.quantile:.1%} "
-            "of each set are within the limits"
+            "of each set are near enough"
         )
 
     def _counts(self, split: str) -> str:

@@ -20,7 +20,7 @@ from trrg_export.place import beside, put_in_place
 from trrg_export.sbom_renewal import MODEL_CARD, SBOM_FILE
 from trrg_sdk.backends import onnxruntime, open_graphs
 from trrg_sdk.bundle import Bundle, write_manifest
-from trrg_sdk.distance import Distance, thumbnail
+from trrg_sdk.distance import Distance, Far, thumbnail
 from trrg_sdk.errors import UsageError
 from trrg_sdk.gate_specs import DistanceSpec
 from trrg_sdk.manifest import Manifest
@@ -35,7 +35,7 @@ _SHRINK = 0.003  # of the covariance to a multiple of the unit matrix
 _THUMBNAILS = 128  # of a training set, at most; a mean of at least four films each
 _ROUNDS = 10  # of the search for them
 _QUANTILE = 0.99  # of the held-out films of the set that is farthest away
-_MARGIN = 1.1  # beyond it: held-out sets may be small
+_COPIES = {"train": 2, "val": 1}  # of each film, changed a little, beside the film as it is
 
 Films = Mapping[str, NDArray[np.uint8]]
 Float32 = NDArray[np.float32]
@@ -64,29 +64,33 @@ def add_distance(bundle: Bundle, films: Films) -> DistanceSpec:
     if {name.partition("/")[0] for name in films} != {"train", "val"}:
         raise UsageError(f"the gate is fitted on films of the splits train and val, these are {sorted(films)}")
     _LOG.info("fitting the gate on %d films", sum(map(len, films.values())))
-    seen = {name: look(bundle, both(kept, seed=row)) for row, (name, kept) in enumerate(sorted(films.items()))}
+    seen = {
+        name: look(bundle, varied_too(kept, copies=_COPIES[name.partition("/")[0]], seed=row))
+        for row, (name, kept) in enumerate(sorted(films.items()))
+    }
     distance = fit([rows for name, rows in seen.items() if name.startswith("train/")])
     far = {name: distance.of(*rows) for name, rows in seen.items() if name.startswith("val/")}
-    limits = tuple(
-        round(_MARGIN * max(float(np.quantile(values[kind], _QUANTILE)) for values in far.values()), 4)
-        for kind in range(2)
-    )
-    within = {
-        name: float(((values.encoder <= limits[0]) & (values.thumbnail <= limits[1])).mean())
-        for name, values in far.items()
-    }
-    _LOG.info("held-out films within its limits: %s", ", ".join(f"{name} {part:.1%}" for name, part in within.items()))
+    scales = _scales(list(far.values()))
+    near = {name: float((values.together(scales) <= 1).mean()) for name, values in far.items()}
+    _LOG.info("held-out films that are near enough: %s", ", ".join(f"{name} {part:.1%}" for name, part in near.items()))
     np.savez(bundle.folder / FILE, **{field.name: getattr(distance, field.name) for field in fields(distance)})
     return DistanceSpec(
         file=FILE,
         components=len(distance.whiten),
         sets=len(distance.means),
         thumbnails=len(distance.thumbnails),
-        encoder_limit=limits[0],
-        thumbnail_limit=limits[1],
-        quantile=round(min(within.values()), 4),
+        encoder_scale=scales[0],
+        thumbnail_scale=scales[1],
+        quantile=round(min(near.values()), 4),
         films={name: len(kept) for name, kept in sorted(films.items())},
     )
+
+
+def _scales(held_out: Sequence[Far]) -> tuple[float, float]:
+    """Scales at which the set that is farthest away has its quantile at 1, both distances counting alike."""
+    alone = [max(float(np.quantile(far[kind], _QUANTILE)) for far in held_out) for kind in range(2)]
+    together = max(float(np.quantile(far.together((alone[0], alone[1])), _QUANTILE)) for far in held_out)
+    return round(alone[0] * together, 4), round(alone[1] * together, 4)
 
 
 def refit(path: Path, films: Path) -> Manifest:
@@ -146,18 +150,19 @@ def look(bundle: Bundle, films: NDArray[np.uint8]) -> Seen:
     return Seen(np.stack(patches), np.stack(thumbnails))
 
 
-def both(films: NDArray[np.uint8], *, seed: int) -> NDArray[np.uint8]:
+def varied_too(films: NDArray[np.uint8], *, copies: int, seed: int) -> NDArray[np.uint8]:
     """Films as they are, and as another detector and hand might have made them.
 
     Args:
         films: uint8 (K, S, S).
+        copies: Changed ones of each film.
         seed: Of the changes.
 
     Returns:
-        uint8 (2 K, S, S).
+        uint8 (K + copies * K, S, S).
     """
     rng = np.random.default_rng(seed)
-    return np.concatenate([films, np.stack([varied(film, rng) for film in films])])
+    return np.concatenate([films, *(np.stack([varied(film, rng) for film in films]) for _ in range(copies))])
 
 
 def varied(film: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -87,7 +87,8 @@ def changed(film: Film, rng: np.random.Generator) -> Film:
     """The film turned a little, cut, with bars beside it and another curve of greys."""
     low, high = np.percentile(film, (0.5, 99.5))
     plain = np.round(255 * np.clip((film - low) / (high - low), 0, 1)).astype(np.uint8)
-    square = np.asarray(Image.fromarray(plain).resize((max(plain.shape),) * 2))
+    rows, columns = (max(plain.shape) - side for side in plain.shape)
+    square = np.pad(plain, ((rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)))
     return varied(square, rng).astype(np.float32)
 
 

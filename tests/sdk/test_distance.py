@@ -91,8 +91,8 @@ def test_a_film_that_is_near_is_reported_and_one_that_is_far_is_not(make: Callab
     assert isinstance(outcome.error, RefusedError) and outcome.error.code == "unlike_training"
 
 
-def test_the_encoders_limit_counts_as_well(make: Callable[..., Path]) -> None:
-    reporter = Reporter(make(dataclasses.replace(SPEC, encoder_limit=1e-6)))
+def test_the_encoders_distance_counts_as_well(make: Callable[..., Path]) -> None:
+    reporter = Reporter(make(dataclasses.replace(SPEC, encoder_scale=1e-6)))
     with pytest.raises(RefusedError) as caught:
         reporter.report(chest_bytes())
     assert caught.value.code == "unlike_training"
@@ -146,7 +146,7 @@ def test_a_file_that_is_no_archive_is_refused(make: Callable[..., Path]) -> None
 
 
 @pytest.mark.parametrize(
-    "changes", [{"encoder_limit": 0.0}, {"thumbnail_limit": -1.0}, {"quantile": 1.5}, {"components": 0}]
+    "changes", [{"encoder_scale": 0.0}, {"thumbnail_scale": -1.0}, {"quantile": 1.5}, {"components": 0}]
 )
 def test_a_specification_that_makes_no_sense_is_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="expected"):
