@@ -1,6 +1,6 @@
 """What a bundle's gate says of images, by their grey values and by their distance to the training films.
 
-    python tests/benchmarks/gate_embedding.py [--bundle BUNDLE] [--config train/configs/mini.toml] [--films 150] [--count 50]
+    python -m tests.benchmarks.gate_embedding [--bundle BUNDLE] [--config TOML] [--films 150] [--count 50]
 
 Every image is judged as if its file said nothing. Chest films are those of the split ``test`` of CONFIG, whose patients
 are in no training. Hands, skulls, breasts, knees and pelves are DRAWN (tests/benchmarks/drawn_bodies.py); files of
