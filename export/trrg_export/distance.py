@@ -35,7 +35,7 @@ _SHRINK = 0.003  # of the covariance to a multiple of the unit matrix
 _THUMBNAILS = 128  # of a training set, at most; a mean of at least four films each
 _ROUNDS = 10  # of the search for them
 _QUANTILE = 0.99  # of the held-out films of the set that is farthest away
-_COPIES = {"train": 2, "val": 1}  # of each film, changed a little, beside the film as it is
+_COPIES = 1  # of each film, changed a little, beside the film as it is
 
 Films = Mapping[str, NDArray[np.uint8]]
 Float32 = NDArray[np.float32]
@@ -65,7 +65,7 @@ def add_distance(bundle: Bundle, films: Films) -> DistanceSpec:
         raise UsageError(f"the gate is fitted on films of the splits train and val, these are {sorted(films)}")
     _LOG.info("fitting the gate on %d films", sum(map(len, films.values())))
     seen = {
-        name: look(bundle, varied_too(kept, copies=_COPIES[name.partition("/")[0]], seed=row))
+        name: look(bundle, varied_too(kept, copies=_COPIES, seed=row))
         for row, (name, kept) in enumerate(sorted(films.items()))
     }
     distance = fit([rows for name, rows in seen.items() if name.startswith("train/")])
@@ -116,15 +116,15 @@ def refit(path: Path, films: Path) -> Manifest:
         )
     kept = {name: film.numpy() for name, film in read_films(films, Preprocess.from_manifest(bundle.preprocess)).items()}
     with beside(path.resolve()) as aside:
-        for file in sorted(bundle.manifest.files.keys() - {FILE}):
+        for file in sorted(bundle.manifest.files.keys() - {FILE, MODEL_CARD}):
             (aside / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path / file, aside / file)
         spec = add_distance(dataclasses.replace(bundle, folder=aside), kept)
         name = bundle_id(bundle.manifest.model.name, aside)
         complete = dataclasses.replace(bundle.manifest, distance=spec, bundle_id=name)
-        card = aside / MODEL_CARD
-        if card.is_file():
-            card.write_text(with_gate(card.read_text(encoding="utf-8"), complete), encoding="utf-8")
+        if MODEL_CARD in bundle.manifest.files:
+            card = (path / MODEL_CARD).read_text(encoding="utf-8").replace(bundle.manifest.bundle_id, name)
+            (aside / MODEL_CARD).write_text(with_gate(card, complete), encoding="utf-8")
         written = write_manifest(aside, complete)
         put_in_place(aside, path.resolve())
     if signed:

@@ -1,6 +1,6 @@
 """What a bundle's gate says of images, by their grey values and by their distance to the training films.
 
-    python tests/benchmarks/gate_embedding.py [--bundle BUNDLE] [--config train/configs/mini.toml] [--count 50]
+    python -m tests.benchmarks.gate_embedding [--bundle BUNDLE] [--config TOML] [--films 150] [--count 50]
 
 Every image is judged as if its file said nothing. Chest films are those of the split ``test`` of CONFIG, whose patients
 are in no training. Hands, skulls, breasts, knees and pelves are DRAWN (tests/benchmarks/drawn_bodies.py); files of
@@ -74,10 +74,10 @@ class Gate:
 
 
 def test_films(config: Path, count: int) -> dict[str, list[Film]]:
-    """Films of patients who are in no training, by source; at most ``count`` phantoms."""
+    """Films of patients who are in no training, by source; at most ``count`` of each."""
     films: dict[str, list[Film]] = {}
     for study in read_sources(read_config(config).sources):
-        if study.split == "test" and (is_plain(study.image) or len(films.get(study.source, ())) < count):
+        if study.split == "test" and len(films.get(study.source, ())) < count:
             film = read_plain(study.image) if is_plain(study.image) else load(study.image).pixels
             films.setdefault(study.source, []).append(film)
     return films
@@ -156,13 +156,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--bundle", type=Path, help="default the embedded one")
     parser.add_argument("--config", type=Path, default=ROOT / "train" / "configs" / "mini.toml")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--count", type=int, default=50, help="images of each drawn kind, and phantoms")
+    parser.add_argument("--films", type=int, default=150, help="at most so many chest films a source")
+    parser.add_argument("--count", type=int, default=50, help="images of each other kind")
     options = parser.parse_args(argv)
     bundle = Bundle.load(options.bundle) if options.bundle else Bundle.embedded()
     judge = Gate(bundle)
     print(f"Bundle {bundle.manifest.bundle_id}, {platform.machine()}, ONNX Runtime on one thread\n")
     print("| shown | images | refused by grey values | by distance | by either |\n|---|---|---|---|---|")
-    for row in rows(judge, kinds(test_films(options.config, options.count), options.shared, options.count)):
+    for row in rows(judge, kinds(test_films(options.config, options.films), options.shared, options.count)):
         print(f"| {' | '.join(row)} |", flush=True)
     print(f"\nThe distance took {np.median(judge.seconds) * 1e3:.2f} ms of processor time an image (median).")
 

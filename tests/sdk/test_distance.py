@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from tests.benchmarks.drawn_bodies import BODIES
 from tests.sdk.chest_dicom import chest_bytes, chest_pixels
-from tests.sdk.site_folder import TEXT, TINY, put
+from tests.sdk.site_folder import REPOSITORY, TEXT, TINY, put
 from trrg_sdk import BundleError, RefusedError, Report, Reporter
 from trrg_sdk.backends import fake
 from trrg_sdk.bundle import Bundle, write_manifest
@@ -151,3 +152,14 @@ def test_a_file_that_is_no_archive_is_refused(make: Callable[..., Path]) -> None
 def test_a_specification_that_makes_no_sense_is_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="expected"):
         dataclasses.replace(SPEC, **changes)  # type: ignore[arg-type]  # wrong on purpose
+
+
+@pytest.mark.parametrize("body", ["hand", "skull, from the front", "skull, from the side", "mammogram", "knee"])
+def test_the_embedded_bundle_reports_a_phantom_and_no_drawn_body(body: str) -> None:
+    """Drawn: there is no real one to try. tests/benchmarks/gate_embedding.py counts over many of them."""
+    reporter = Reporter(device="cpu")
+    assert reporter.bundle.manifest.distance is not None
+    image = BODIES[body](np.random.default_rng(1))
+    with pytest.raises(RefusedError):
+        reporter.report(image)
+    assert reporter.report(REPOSITORY / "examples" / "data" / "phantom_pa.dcm").gate.status == "accepted"

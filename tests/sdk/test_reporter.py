@@ -250,7 +250,7 @@ def test_many_lets_programming_errors_through(make: Callable[..., Reporter], mon
         raise ZeroDivisionError
 
     reporter = make()
-    monkeypatch.setattr("trrg_sdk.reporter.load", broken)
+    monkeypatch.setattr("trrg_sdk.examine.load", broken)
     with pytest.raises(ZeroDivisionError):
         next(reporter.report_many([chest_bytes()]))
 
