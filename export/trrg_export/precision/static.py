@@ -41,6 +41,7 @@ import onnx
 from onnx import TensorProto, numpy_helper, shape_inference
 
 from trrg_export.hollow import check, is_hollow, with_weights_outside, without_weights
+from trrg_export.memory import released
 from trrg_export.precision.int8 import quantize_weights
 from trrg_export.precision.layers import relative_gap
 from trrg_export.precision.lowered import (
@@ -172,14 +173,16 @@ class _Trial:
     def __init__(self, source: _Source, feeds: Sequence[Feed], bound: float, form: Form) -> None:
         self._source, self._feeds, self._bound, self._form = source, feeds, bound, form
         self._products = _products(source.light)
-        self._ranges = _calibrated(source, feeds)
+        with released():
+            self._ranges = _calibrated(source, feeds)
         self.blind = _without_range(self._products, self._ranges)
         self._drift = _Drift(source, feeds)
         self._alone: dict[str, float] = {}
 
     def convert(self, kept: Mapping[str, str]) -> onnx.ModelProto:
-        quantized = self._quantized(self._products.keys() - kept.keys())
-        return _finished(quantized, self._source.weights, self._form)
+        with released():  # the library's quantizer lies in cycles, with the weights that it read
+            quantized = self._quantized(self._products.keys() - kept.keys())
+            return _finished(quantized, self._source.weights, self._form)
 
     def judge(self, model: onnx.ModelProto, kept: Mapping[str, str]) -> tuple[dict[str, float], dict[str, float]]:
         """Drift, and where it is too large what each product does alone; that is measured once, on a few feeds."""
@@ -247,11 +250,12 @@ def _calibrated(source: _Source, feeds: Sequence[Feed]) -> Any:
     from onnxruntime.quantization.calibrate import MinMaxCalibrater
 
     weights = source.inputs()
+    names = frozenset(weights)  # a class lies in cycles, and may hold no weights
 
     class Calibrater(MinMaxCalibrater):  # type: ignore[misc]
         def select_tensors_to_calibrate(self, model: onnx.ModelProto) -> tuple[set[str], dict[str, Any]]:
             tensors, infos = super().select_tensors_to_calibrate(model)
-            return tensors - weights.keys(), infos
+            return tensors - names, infos
 
     with quiet(), tempfile.TemporaryDirectory(prefix="trrg-int8-") as folder:
         path = Path(folder, "graph.onnx")
