@@ -14,22 +14,18 @@ from trrg_sdk.errors import InputError, UsageError
 if TYPE_CHECKING:
     from trrg_sdk.reporter import Reporter
     from trrg_sdk.site.batch import Tally
+    from trrg_sdk.site.config import SiteConfig
     from trrg_sdk.site.job import Job
 
-_WATCH_DEFAULTS: dict[str, object] = {
-    "folder": None,
-    "out": None,
-    "bundle": None,
+_DEFAULTS: dict[str, object] = {
     "device": "auto",
-    "threads": None,
     "workers": 4,
     "format": "text",
     "settle": 5.0,
     "rescan": 60.0,
-    "deidentify": None,
     "accept": [],
 }
-"""What ``trrg watch`` does when it is not told; ``--site`` tells it everything, so nothing else may."""
+"""What is done where neither the command line nor a site's configuration says anything."""
 
 INTERRUPTED = 130
 """Exit code of a batch that was stopped before it was done, as of any program that Ctrl-C ends."""
@@ -39,50 +35,49 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     """Declare both commands."""
     batch = commands.add_parser("batch", help="report on a folder of studies; run again to go on")
     watch = commands.add_parser("watch", help="report on studies as they arrive in a folder")
-    for parser in (batch, watch):
-        known = None if parser is batch else "?"  # trrg watch --site knows them
-        parser.add_argument("folder", nargs=known, metavar="FOLDER", help="studies: any tree, also ZIP archives")
+    for parser in (batch, watch):  # no defaults here: a site's configuration comes before them
+        parser.add_argument("folder", nargs="?", metavar="FOLDER", help="studies: any tree, also ZIP archives")
+        parser.add_argument("--out", metavar="DIR", help="reports, index.html, summary.csv, the ledger")
         parser.add_argument(
-            "--out", required=parser is batch, metavar="DIR", help="reports, index.html, summary.csv, the ledger"
+            "--site",
+            metavar="TOML",
+            help="a site's configuration says what other options do not; DICOM outputs are queued as it says",
         )
         parser.add_argument("--bundle", metavar="DIR", help="the model to use (default: the embedded one)")
-        parser.add_argument("--device", default="auto", metavar="D", help="as of trrg report (default: auto)")
+        parser.add_argument("--device", metavar="D", help="as of trrg report (default: auto)")
         parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: the physical cores)")
-        parser.add_argument("--workers", type=_positive, default=4, metavar="N", help="threads that read (default: 4)")
-        parser.add_argument("--format", default="text", metavar="F[,F]", help="as of trrg report (default: text)")
+        parser.add_argument("--workers", type=_positive, metavar="N", help="threads that read (default: 4)")
+        parser.add_argument("--format", metavar="F[,F]", help="as of trrg report (default: text)")
         parser.add_argument(
             "--settle",
             type=_seconds,
-            default=5.0,
             metavar="S",
             help="leave files alone that changed less than so many seconds ago (default: 5)",
         )
         parser.add_argument(
-            "--accept", action="append", default=[], metavar="CODE", help="override a code of the gate (repeatable)"
+            "--accept", action="append", metavar="CODE", help="override a code of the gate (repeatable)"
         )
         parser.add_argument(
             "--deidentify", metavar="KEYFILE", help="take the patient out of every output; as of trrg report"
         )
     batch.add_argument("--limit", type=_positive, metavar="N", help="report so many studies at most")
     batch.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
-    watch.add_argument(
-        "--site", metavar="TOML", help="take everything from a site's configuration, and queue DICOM outputs as it says"
-    )
-    watch.add_argument(
-        "--rescan", type=_seconds, default=60.0, metavar="S", help="look anyway every so many seconds (default: 60)"
-    )
+    watch.add_argument("--rescan", type=_seconds, metavar="S", help="look anyway every so many seconds (default: 60)")
 
 
 def run_batch(args: argparse.Namespace) -> int:
     """Report on everything in a folder."""
+    from trrg_sdk.site.dicom_cli import queueing
     from trrg_sdk.site.lock import Stop
     from trrg_sdk.site.progress import open_progress
 
+    args, site = _settled(args)
     job = _job(args)
     job = replace(job, options=replace(job.options, limit=args.limit))
     if args.dry_run:
         return _dry_run(job, args)
     job.tree()  # a wrong folder is said before the model opens
+    job = replace(job, options=replace(job.options, filed=queueing(site)))
     stop = Stop()
     try:
         with stop.on_signals(), job.opened(_reporter(args)) as opened:
@@ -99,17 +94,18 @@ def run_batch(args: argparse.Namespace) -> int:
 
 def run_watch(args: argparse.Namespace) -> int:
     """Report on what arrives, until somebody stops it."""
-    from trrg_sdk.site.dicom_cli import of_site
+    from trrg_sdk.site.dicom_cli import queueing
     from trrg_sdk.site.lock import Stop
     from trrg_sdk.site.progress import open_progress
     from trrg_sdk.site.watch import AT_ONCE, watch
 
-    args, filed = of_site(args, _WATCH_DEFAULTS) if args.site else (args, None)
-    if args.folder is None or args.out is None:
-        raise UsageError("name the folder to watch and --out DIR, or a configuration with --site TOML")
+    named = args.folder
+    args, site = _settled(args)
+    if named is None and site and site.watch.folder is None:
+        Path(args.folder).mkdir(mode=0o700, parents=True, exist_ok=True)  # the receiver may not have started yet
     job = _job(args)
-    job = replace(job, options=replace(job.options, limit=AT_ONCE, filed=filed))
     job.tree()
+    job = replace(job, options=replace(job.options, limit=AT_ONCE, filed=queueing(site)))
     stop = Stop()
     try:
         with stop.on_signals(), job.opened(_reporter(args)) as opened:
@@ -120,6 +116,26 @@ def run_watch(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
+
+
+def _settled(args: argparse.Namespace) -> tuple[argparse.Namespace, SiteConfig | None]:
+    """Each option as the command line says, else as the site's configuration does, else its default.
+
+    Raises:
+        UsageError: The configuration has problems, or nothing says what to read and where to write.
+    """
+    from trrg_sdk.site.config import read_site
+    from trrg_sdk.site.dicom_cli import options_of
+
+    site = read_site(Path(args.site)) if args.site else None
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    said = options_of(site) if site else {}
+    settled = argparse.Namespace(**dict.fromkeys(vars(args)) | _DEFAULTS | said | given)
+    if site and settled.folder is None:
+        raise UsageError(f"{args.site} names no folder to read: give it watch.folder or a table [receive], or name one")
+    if settled.folder is None or settled.out is None:
+        raise UsageError("name the folder of the studies and --out DIR, or a configuration with --site TOML")
+    return settled, site
 
 
 def _job(args: argparse.Namespace) -> Job:

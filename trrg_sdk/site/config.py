@@ -125,7 +125,7 @@ class LimitsConfig:
 
 @dataclass(frozen=True)
 class WatchConfig:
-    """Reporting on studies as they arrive.
+    """Reporting on studies: as they arrive, or with ``trrg batch --site``.
 
     Attributes:
         folder: Searched with its subfolders; ``ready`` of ``receive.spool`` when it is left out.

@@ -7,7 +7,8 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 def declare_receive(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``trrg receive``; nothing heavy is imported."""
     parser.add_argument(
-        "--site", metavar="TOML", help="take everything from a site's configuration, and send as it says"
+        "--site",
+        metavar="TOML",
+        help="a site's configuration says what other options do not, and what is queued is sent",
     )
     parser.add_argument("--spool", metavar="DIR", help="studies arrive here; complete ones stand in DIR/ready")
     parser.add_argument("--port", type=int, metavar="P", help="TCP port (default: 11112)")
@@ -112,31 +115,11 @@ def doctor(args: argparse.Namespace) -> int:
     return int(failed)
 
 
-def of_site(args: argparse.Namespace, defaults: Mapping[str, object]) -> tuple[argparse.Namespace, Filed | None]:
-    """What ``trrg watch --site`` says, in the options of ``trrg watch``.
-
-    Args:
-        args: With ``site``.
-        defaults: Option → value when it was not given: a mixture of both is refused.
-
-    Returns:
-        The options, and what queues the DICOM outputs of a study for the site's nodes.
-
-    Raises:
-        UsageError: The configuration has problems, or other options were given.
-    """
-    from trrg_sdk.site.config import read_site
-
-    if given := [name for name, value in defaults.items() if vars(args)[name] != value]:
-        raise UsageError(f"--site takes everything from the configuration, write there: {', '.join(given)}")
-    site = read_site(Path(args.site))
-    if site.watched is None:
-        raise UsageError(f"{args.site} names no folder to watch: give it watch.folder, or a table [receive]")
-    if site.watch.folder is None:
-        site.watched.mkdir(mode=0o700, parents=True, exist_ok=True)  # the receiver may not have started yet
-    said = {
-        "folder": str(site.watched),
-        "out": str(site.outputs.folder),
+def options_of(site: SiteConfig) -> dict[str, object]:
+    """What a site's configuration says, in the options of ``trrg batch`` and ``trrg watch``."""
+    return {
+        "folder": site.watched,
+        "out": site.outputs.folder,
         "bundle": site.model.bundle,
         "device": site.model.device,
         "threads": site.model.threads,
@@ -147,20 +130,19 @@ def of_site(args: argparse.Namespace, defaults: Mapping[str, object]) -> tuple[a
         "deidentify": site.outputs.deidentify_key,
         "accept": list(site.watch.accept),
     }
-    return argparse.Namespace(**vars(args) | said), _filed(site)
 
 
-def _filed(site: SiteConfig) -> Filed | None:
-    """What queues a study's DICOM outputs for the nodes that get them."""
+def queueing(site: SiteConfig | None) -> Filed | None:
+    """What queues a study's DICOM outputs for the nodes that get them; None where there are none."""
     from trrg_sdk.site.send_queue import SendQueue
 
-    if not site.outputs.send_to:
+    if site is None or not site.outputs.send_to:
         return None
-    queue = SendQueue(site.queue_file, site.queue)
+    queue, destinations = SendQueue(site.queue_file, site.queue), site.outputs.send_to
 
     def filed(paths: Sequence[Path]) -> None:
         for path in paths:
-            for destination in site.outputs.send_to if path.suffix == ".dcm" else ():
+            for destination in destinations if path.suffix == ".dcm" else ():
                 queue.enqueue(path, destination)
 
     return filed
@@ -186,7 +168,7 @@ def need_pynetdicom() -> None:
 
 
 def _receive_config(args: argparse.Namespace) -> tuple[ReceiveConfig, LimitsConfig, SiteConfig | None]:
-    """What the options say, or what the site's configuration says; not a mixture of both."""
+    """What the options say; where they say nothing, what the site's configuration says."""
     from trrg_sdk.site.config import LimitsConfig, ReceiveConfig, read_site
     from trrg_sdk.site.strict_toml import from_table
 
@@ -200,14 +182,21 @@ def _receive_config(args: argparse.Namespace) -> tuple[ReceiveConfig, LimitsConf
         "study_timeout_s": args.study_timeout,
     }
     options = {key: value for key, value in given.items() if value is not None}
-    if args.site is None:
-        if "spool" not in options:
-            raise UsageError("name the spool with --spool DIR, or a configuration with --site TOML")
-        config = from_table(ReceiveConfig, options, base=Path.cwd(), label="the command line")
-        return config, LimitsConfig(), None
-    if options:
-        raise UsageError("--site takes everything from the configuration: write the other options there")
-    site = read_site(Path(args.site))
-    if site.receive is None:
-        raise UsageError(f"{args.site} has no table [receive], so there is nothing to receive into")
-    return site.receive, site.limits, site
+    site = read_site(Path(args.site)) if args.site else None
+    if site and site.receive:
+        if not options:
+            return site.receive, site.limits, site
+        options = _table(site.receive) | options
+    if "spool" not in options:
+        what = f"{args.site} has no table [receive]" if site else "nothing says where studies arrive"
+        raise UsageError(f"{what}: name the spool with --spool DIR, or there in a configuration for --site TOML")
+    config = from_table(ReceiveConfig, options, base=Path.cwd(), label="the command line")
+    return config, site.limits if site else LimitsConfig(), replace(site, receive=config) if site else None
+
+
+def _table(receive: ReceiveConfig) -> dict[str, object]:
+    """The table that says the same; relative paths were resolved when it was read."""
+    values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(receive).items()}
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if value is not None
+    }
