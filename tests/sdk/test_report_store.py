@@ -17,7 +17,7 @@ from trrg_sdk.decoding import generate
 from trrg_sdk.decoding.choice import NEAR_TIE
 from trrg_sdk.decoding.drafts import StoreDrafter
 from trrg_sdk.decoding.greedy import Drafts, Pass
-from trrg_sdk.decoding.pace import LONGEST, Pace
+from trrg_sdk.decoding.pace import LONGEST, Costs, Pace
 from trrg_sdk.decoding.store import ReportStore, Sentence, StoreArrays, backward_order, build_store, split
 from trrg_sdk.errors import BundleError
 
@@ -229,6 +229,18 @@ def test_past_gains_pay_for_few_losses() -> None:
     spent(pace, passes=2000, right=0.95, slope=0.15)
     total, plain = spent(pace, passes=2000, right=0.0, slope=0.15)
     assert total <= 1.01 * plain + 80
+
+
+@pytest.mark.parametrize("slope", [0.02, 0.1, 0.35])
+def test_costs_are_medians_on_a_machine_that_does_other_work(slope: float) -> None:
+    """Every fourth pass, of any width, is interrupted for ten times its length."""
+    costs, rng = Costs(), np.random.default_rng(1)
+    for _ in range(1500):
+        width = int(rng.choice([1, 2, 4, 8, 16]))
+        seconds = 0.003 * (1 + slope * (width - 1)) * rng.uniform(0.95, 1.05)
+        costs.learn(width, seconds * (11 if rng.random() < 0.25 else 1))
+    for width in (2, 4, 8, 16):
+        assert costs.of(width) == pytest.approx(1 + slope * (width - 1), rel=0.2)
 
 
 def test_each_rest_without_a_gain_is_longer() -> None:

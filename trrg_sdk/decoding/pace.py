@@ -18,8 +18,10 @@ _RETRY = 2.0  # the same after a rest
 _REST = 150  # passes of the first rest
 _LONGEST_REST = 4800
 _CREDIT = 60.0  # the most of them that past gains may pay for
-_DISTURBED = 1.5  # times what was expected; what takes longer was disturbed
-_STEP = 0.02  # by which the median follows
+_DISTURBED = 1.5  # times what was expected; a draft that takes longer was disturbed
+_STEP = 0.02  # by which the median of single passes follows
+_FOLLOWS = 0.01  # of what was expected: by which the line of longer ones does
+_LEAPS = 0.1  # the same at first
 _PLAIN_FIRST = 3  # passes of one position that are timed before the first draft
 _CLASSES = 6
 _MEMORY = 60.0  # guesses of a class that count
@@ -59,7 +61,8 @@ class Costs:
     """What passes and drafts cost, in passes over one position.
 
     Other work of the machine makes a pass a hundred times longer now and then, or all of them twice as long: so the
-    unit is the median of single passes as it follows, and nothing counts more than a little above what was expected.
+    unit is the median of single passes as it follows, and the line of longer ones follows a median too (the sign of an
+    error counts, not its size: the subgradient of the absolute error).
 
     Attributes:
         single: Seconds of a pass over one position, 0 before it is known.
@@ -71,7 +74,8 @@ class Costs:
         self.single = 0.0
         self.drafting = 0.25
         self._first: list[float] = []
-        self._sums = [0.0] * 5  # weight, widths, their squares, costs, widths times costs
+        self._offset, self._slope = 0.0, _SLOPE  # of the cost over the positions beyond the first
+        self._seen = 0  # passes that it followed
 
     @property
     def known(self) -> bool:
@@ -88,8 +92,16 @@ class Costs:
         elif width == 1:
             self.single *= 1 + _STEP if seconds > self.single else 1 - _STEP
         elif self.known:
-            cost = min(seconds / self.single, _DISTURBED * self.of(width))
-            self._sums = [0.98 * old + new for old, new in zip(self._sums, _point(width, cost), strict=True)]
+            expected, more = self.of(width), width - 1
+            self._seen += 1
+            step = (
+                max(_FOLLOWS, _LEAPS / (1 + self._seen / 10))
+                * expected
+                * (1 if seconds > expected * self.single else -1)
+                / (1 + more * more)
+            )
+            self._offset = max(0.0, self._offset + step)
+            self._slope = max(0.0, self._slope + step * more)
 
     def learn_drafting(self, seconds: float) -> None:
         """Count a draft."""
@@ -97,18 +109,8 @@ class Costs:
             self.drafting += (min(seconds / self.single, _DISTURBED * self.drafting) - self.drafting) / 10
 
     def of(self, width: int) -> float:
-        """Return what a pass is expected to cost: 1 for one position, on a line through what was seen for more."""
-        if width == 1:
-            return 1.0
-        # Two passes that nobody made, of 2 and of LONGEST positions, hold the line until there are more.
-        believed = [_point(near, 1 + _SLOPE * (near - 1)) for near in (2, LONGEST)]
-        weight, widths, squares, costs, products = map(sum, zip(self._sums, *believed, strict=True))
-        slope = max(0.0, (weight * products - widths * costs) / (weight * squares - widths * widths))
-        return max(1.0, costs / weight + slope * (width - widths / weight))
-
-
-def _point(width: int, cost: float) -> tuple[float, float, float, float, float]:
-    return 1.0, width, width * width, cost, width * cost
+        """Return what a pass is expected to cost: 1 for one position, on a line for more."""
+        return 1.0 if width == 1 else 1.0 + self._offset + self._slope * (width - 1)
 
 
 class Pace:
