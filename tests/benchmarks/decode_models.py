@@ -30,6 +30,7 @@ from trrg_sdk.manifest import DecoderSpec
 BOS, EOS = 1, 2
 POSITIONS = 512
 OURS = ("fp32", "int8", "int4")
+_OPENVINO = "openvino_model.xml"
 
 
 @dataclass(frozen=True)
@@ -242,13 +243,17 @@ def write_openvino(llm: LlamaForCausalLM, folder: Path, precision: str) -> int:
     import openvino
     from decode_openvino import compress, save_tokenizer, stateful_graph
 
+    target = folder / "openvino" / precision
+    target.mkdir(parents=True)
     with quiet():
-        model = stateful_graph(llm)
-        if precision != "fp32":
+        if precision == "fp32":
+            model = stateful_graph(llm)
+        else:
+            model = openvino.Core().read_model(target.with_name("fp32") / _OPENVINO)
             compress(model, precision)
-        target = folder / "openvino" / precision
-        target.mkdir(parents=True)
-        openvino.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
+        openvino.save_model(model, target / _OPENVINO, compress_to_fp16=False)
         save_tokenizer(folder / "hf", target)
     table, whole = llm.get_input_embeddings().weight.numel(), sum(value.numel() for value in llm.parameters())
-    return (target / "openvino_model.bin").stat().st_size * (whole - table) // whole  # all in the same precision
+    return (
+        (target / _OPENVINO).with_suffix(".bin").stat().st_size * (whole - table) // whole
+    )  # all in the same precision
