@@ -15,6 +15,8 @@ import numpy as np
 from decode_peers import Arm, arms
 from decode_process import EngineFailed, EngineProcess, Timed
 
+from trrg_sdk.manifest import DecoderSpec
+
 WIDTHS = (1, 2, 4, 8, 16)
 PROMPT, WRITTEN = 64, 96
 _CURVE_TURNS = 9
@@ -91,14 +93,12 @@ def llama_page(*, layers: int, threads: int, turns: int) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="decode-") as folder:
         made = EngineProcess(_Maker, threads=threads, patience=_MAKING)  # a process: torch and the weights go with it
         try:
-            models = made.call("make", Path(folder), layers).result
+            spec, weights, failed = made.call("make", Path(folder), layers).result
         finally:
             made.close()
-        rows = [
-            Row(arm, failed=models.failed.get(arm.form, "")) for arm in arms(Path(folder), models.spec, threads=threads)
-        ]
+        rows = [Row(arm, failed=failed.get(arm.form, "")) for arm in arms(Path(folder), spec, threads=threads)]
         _measure(rows, threads=threads, turns=turns)
-    read = next(iter(models.bytes.values())) // 4
+    read = next(iter(weights.values())) // 4
     yield f"## llama100m: {read / 1e6:.0f} M random weights a pass, speed only"
     yield (
         f"Prompt {PROMPT}, then {WRITTEN} tokens, batch 1, {threads} threads, {turns} turns. A token's time is that of "
@@ -106,7 +106,7 @@ def llama_page(*, layers: int, threads: int, turns: int) -> Iterator[str]:
         f"{bandwidth / 1e9:.1f} GB/s, measured. Peak memory is that of the engine's process, loading included."
     )
     yield _SETTINGS
-    yield "\n".join(_table(rows, models.bytes, bandwidth))
+    yield "\n".join(_table(rows, weights, bandwidth))
     yield "### Milliseconds of a pass over several positions, all logits"
     yield "\n".join(_curves(rows))
     yield "### What it must show"
@@ -114,11 +114,12 @@ def llama_page(*, layers: int, threads: int, turns: int) -> Iterator[str]:
 
 
 class _Maker:
-    def make(self, folder: Path, layers: int) -> object:
-        """Make the models."""
+    def make(self, folder: Path, layers: int) -> tuple[DecoderSpec, dict[str, int], dict[str, str]]:
+        """Make the models; plain values go back, so that the parent need not import torch to read them."""
         from decode_models import make_models
 
-        return make_models(folder, layers=layers)
+        models = make_models(folder, layers=layers)
+        return models.spec, models.bytes, models.failed
 
 
 def _measure(rows: Sequence[Row], *, threads: int, turns: int) -> None:

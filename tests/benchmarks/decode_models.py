@@ -102,6 +102,10 @@ def make_models(folder: Path, *, layers: int) -> Models:
                     made.bytes[f"{name}/{precision}"] = write(llm, folder, precision)
             except Exception as error:  # whatever a package that is no part of ours does; the page says it
                 made.failed[f"{name}/{precision}"] = one_line(error)
+    if why := made.failed.get("openvino/fp32"):  # the same file, its weights in bf16 once it is open
+        made.failed["openvino/bf16"] = why
+    else:
+        made.bytes["openvino/bf16"] = made.bytes["openvino/fp32"] // 2
     return made
 
 

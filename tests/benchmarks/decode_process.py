@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -108,7 +109,8 @@ def _serve(connection: Connection, make: Callable[[], object]) -> None:
     except EOFError:
         return
     except Exception as error:  # an engine's own; the page says it
-        connection.send(one_line(error))
+        with suppress(OSError):  # nobody listens any more
+            connection.send(one_line(error))
 
 
 def _peak() -> int:

@@ -74,6 +74,15 @@ class Turn(NamedTuple):
     distinct: int
 
 
+class _Wrong(StoreDrafter):
+    """Guesses that are as sure as the store's, and wrong."""
+
+    def guess(self, written: Sequence[int], *, most: int) -> tuple[list[int], list[float]]:
+        """Look up as always, and propose something else."""
+        tokens, confidences = super().guess(written, most=most)
+        return [token + 1 if token > 3 else 5 for token in tokens], confidences
+
+
 @dataclass
 class Writer:
     """A decoder with reports to write, in a process of its own.
@@ -235,7 +244,7 @@ def open_iu(folder: Path, name: str, kind: str, *, studies: int, threads: int) -
         studies: At most, one for each condition.
         threads: For the graph.
     """
-    from iu_drafts import UNTRIED, RandomDrafts, decoders
+    from iu_drafts import UNTRIED, decoders
     from iu_workload import load_workload
 
     workload = load_workload(folder)
@@ -248,7 +257,7 @@ def open_iu(folder: Path, name: str, kind: str, *, studies: int, threads: int) -
         for one in workload.distinct()[:studies]
     ]
     near_tie = 0.0 if passes_agree(decoder, workload.table) else NEAR_TIE.get(precision, UNTRIED)
-    drafter = (RandomDrafts if kind == "random" else StoreDrafter)(workload.store)
+    drafter = (_Wrong if kind == "random" else StoreDrafter)(workload.store)
     stored = workload.file(precision if name.startswith("ONNX") else "explicit").stat().st_size
     weights = stored // 2 if precision == "bf16" else stored
     return Writer(decoder, workload.table, tasks, workload.eos, workload.limit, near_tie, drafter, weights)
@@ -302,7 +311,7 @@ def _pages(opened: Mapping[str, Callable[[], Writer]], *, threads: int, turns: i
                     collected[name].append(turn)
         yield "\n".join(_table(collected, processes, failed, read_bandwidth(threads)))
         yield "\n".join(_curves(processes, noise=mini))
-        if not mini:
+        if collected and not mini:
             yield "\n".join(_claims(collected))
     finally:
         for process in processes.values():
