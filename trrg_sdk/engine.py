@@ -84,7 +84,7 @@ class Engine:
         self._device = backend.device
         self._target = backend.target
         self._near_ties: dict[int, float] = {}  # slots → lead
-        self._writing, self._sharing = threading.Lock(), threading.Lock()
+        self._writing, self._sharing, self._trying = threading.Lock(), threading.Lock(), threading.Lock()
         self._alike: bool | None = None  # whether passes of any width agree, once that was tried
         pool = ThreadPoolExecutor(4, thread_name_prefix="trrg-open")
         self._decoder = pool.submit(open_decoder, backend, bundle)
@@ -208,8 +208,9 @@ class Engine:
     def _drafting(self) -> Drafts | None:
         """What the next text may use. The first one, which has the decoder to itself, finds out how careful to be."""
         drafts = self._drafts.result() if self._drafts else None
-        if drafts and self._alike is None:
-            self._alike = passes_agree(self._decoder.result(), self._token_embedding)
+        with self._trying:  # threads that perceive may be here together
+            if drafts and self._alike is None:
+                self._alike = passes_agree(self._decoder.result(), self._token_embedding)
         return drafts._replace(near_tie=0.0) if drafts and self._alike else drafts
 
     def batch(self, slots: int) -> BatchWriter | None:
