@@ -69,7 +69,7 @@ def _exported(checkpoint: Path, precision: str) -> tuple[int, int]:
 def test_an_export_holds_a_small_multiple_of_the_checkpoint(tmp_path: Path) -> None:
     """A tiny checkpoint costs the same but for its weights: libraries, traces, sessions.
 
-    We aim at 1.5. The search for the layers that stay in fp32 holds an encoder that is most of its checkpoint 4.1 times.
+    We aim at 1.5. The search for the layers that stay in fp32 holds 4.1 times an encoder that is most of it.
     """
     nothing, without = _exported(tiny.write_checkpoint(tmp_path / "tiny"), "int4")
     large = {

@@ -126,9 +126,14 @@ def test_exit_codes_of_devices(study: Path, device: str, code: int, capfd: pytes
     assert re.fullmatch(r"trrg: [^\n]+\n", capfd.readouterr().err)
 
 
+def test_a_batch_needs_a_place_for_its_outputs(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["batch", "x"]) == 2
+    assert "--out" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["report"], ["report", "x", "--force-clue", "Edema"], ["batch", "x"], ["report", "x", "--threads", "a"]],
+    [[], ["report"], ["report", "x", "--force-clue", "Edema"], ["report", "x", "--threads", "a"]],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
