@@ -16,14 +16,15 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("torch")
 pytest.importorskip("onnxruntime_genai")
 
-from onnx import helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from tests.export import tiny
 from trrg_export.parity import LIMITS, Exported, compare
 from trrg_export.precision.sections import NODES, Sections, cut
 from trrg_export.reference import run_pytorch
 from trrg_export.to_onnx import checkpoint_plans, save
-from trrg_sdk.backends.onnxruntime import OrtBackend, OrtGraph
+from trrg_sdk.backends.onnxruntime import OrtBackend
+from trrg_sdk.backends.ort_session import OrtGraph
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.manifest import GraphSpec
 from trrg_train.models.checkpoint import load_checkpoint
@@ -143,12 +144,12 @@ class _Watched(OrtBackend):
         return graph
 
 
-def _chain() -> onnx.ModelProto:
+def _chain() -> ModelProto:
     """x0 (1, 256) through products with weights of 256 KiB."""
     rng = np.random.default_rng(0)
     nodes = [helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"], name=f"n{i}") for i in range(PRODUCTS)]
     shapes = {"x0": [1, WIDTH], f"x{PRODUCTS}": [1, WIDTH]}
-    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
     weights = [rng.normal(size=(WIDTH, WIDTH)).astype(np.float32) / WIDTH**0.5 for _ in range(PRODUCTS)]
     tensors = [numpy_helper.from_array(weight, f"w{i}") for i, weight in enumerate(weights)]
     graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], tensors)
