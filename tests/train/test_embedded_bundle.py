@@ -65,7 +65,7 @@ def test_clues_on_held_out_real_patients(writer, shared_data):
     studies = [study for study in studies if study.split == "test"]
     written = writer.write(studies)
     kept = [(study, w) for study, w in zip(studies, written, strict=True) if w is not None]
-    assert len(kept) >= 0.99 * len(studies)
+    assert len(kept) >= 0.97 * len(studies)
     labels = label_matrix([study for study, _ in kept]).astype(np.float64)
     views = np.array([study.view for study, _ in kept])
     each = clue_auc(np.stack([w.probabilities for _, w in kept]), labels, views)["each"]
