@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from trrg_sdk import Report, Reporter
+from trrg_sdk.backends.base import Decoder
 from trrg_sdk.bundle import Bundle, write_manifest
 from trrg_sdk.cli import main
+from trrg_sdk.decoding.alike import passes_agree
 from trrg_sdk.decoding.options import Decoding
 from trrg_sdk.decoding.store import build_store
 from trrg_sdk.errors import BundleError, UsageError
@@ -69,6 +74,22 @@ def test_a_report_with_drafts_is_the_report(reporter: Reporter, expected: Report
         same = [dataclasses.replace(one, logprob=0.0) for one in made.sentences]
         assert same == [dataclasses.replace(one, logprob=0.0) for one in expected.sentences]
         assert made.text == expected.text
+
+
+def test_threads_that_look_at_once_try_the_decoder_once(
+    drafting: Path, expected: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def slowly(decoder: Decoder, table: NDArray[Any]) -> bool:
+        tried.append(threading.get_ident())
+        time.sleep(0.2)  # the others come meanwhile
+        return passes_agree(decoder, table)
+
+    monkeypatch.setattr("trrg_sdk.engine.passes_agree", slowly)
+    outcomes = list(Reporter(drafting, device="cpu").report_many([IMAGE] * 6, workers=3))
+    assert [outcome.report and outcome.report.text for outcome in outcomes] == [expected.text] * 6
+    assert len(tried) == 1
 
 
 def test_sentences_come_one_by_one_and_then_the_report(expected: Report) -> None:

@@ -252,7 +252,7 @@ def _calibrated(source: _Source, feeds: Sequence[Feed]) -> Any:
     weights = source.inputs()
     names = frozenset(weights)  # a class lies in cycles, and may hold no weights
 
-    class Calibrater(MinMaxCalibrater):  # type: ignore[misc]
+    class Calibrater(MinMaxCalibrater):  # type: ignore[misc]  # the library has no types
         def select_tensors_to_calibrate(self, model: onnx.ModelProto) -> tuple[set[str], dict[str, Any]]:
             tensors, infos = super().select_tensors_to_calibrate(model)
             return tensors - names, infos
