@@ -239,13 +239,12 @@ def open_iu(folder: Path, name: str, kind: str, *, studies: int, threads: int) -
 
     Args:
         folder: Of ``iu_decoder.py``.
-        name: One of ``iu_drafts.decoders``.
+        name: One of ``iu_workload.decoders``.
         kind: A key of ``_KINDS``.
         studies: At most, one for each condition.
         threads: For the graph.
     """
-    from iu_drafts import UNTRIED, decoders
-    from iu_workload import load_workload
+    from iu_workload import UNTRIED, decoders, load_workload
 
     workload = load_workload(folder)
     precision, opened = next(
@@ -279,8 +278,7 @@ def mini_page(bundles: Sequence[Path | None], files: Sequence[Path], *, threads:
 
 def iu_page(folder: Path, *, threads: int, turns: int, studies: int) -> Iterator[str]:
     """Write the tables of real report text."""
-    from iu_drafts import decoders
-    from iu_workload import load_workload
+    from iu_workload import decoders, load_workload
 
     names = [name for name, _, _ in decoders(load_workload(folder), threads)]
     yield "## iu: real report text"

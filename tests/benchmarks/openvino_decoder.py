@@ -1,4 +1,4 @@
-"""A decoder on OpenVINO for ``iu_drafts.py``: what bf16 and a flat cost curve are worth to drafts. No bundle uses it.
+"""A decoder on OpenVINO for ``decode.py iu``: what bf16 and a flat cost curve are worth to drafts. No bundle uses it.
 
 It runs the graph of standard operators whose past comes in and whose present goes out. Two requests take turns: what
 one gives out is what the other takes in, without a copy; forgetting positions copies what is kept.
