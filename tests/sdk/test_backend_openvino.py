@@ -57,10 +57,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     yield seen
 
 
-def bf16_bundle() -> Bundle:
-    """The tiny bundle as if its graphs had been proven in bf16."""
+def bf16_bundle(precision: str = "bf16") -> Bundle:
+    """The tiny bundle as if its graphs had been proven in bf16, or with products of integers in it."""
     own = Bundle.load(TINY)
-    graphs = {name: replace(own.manifest.graphs[name], precision="bf16") for name in THREE}
+    graphs = {name: replace(own.manifest.graphs[name], precision=precision) for name in THREE}
     spec = TargetSpec("openvino", "1", graphs=graphs, engines=())
     return replace(own, manifest=replace(own.manifest, targets={backend.TARGET: spec}))
 
@@ -132,9 +132,12 @@ def test_nothing_is_left_to_openvino(bundle: Bundle, asked: list[dict[str, Any]]
     assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 0
 
 
-def test_bf16_comes_from_the_manifest_alone(asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "int8-bf16"])
+def test_bf16_comes_from_the_manifest_alone(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
     monkeypatch.setattr(backend, "_check_precision", lambda *_: None)
-    open_graphs(backend.open_backend(threads=1), bf16_bundle(), THREE)
+    open_graphs(backend.open_backend(threads=1), bf16_bundle(precision), THREE)
     assert [told["INFERENCE_PRECISION_HINT"] for told in asked] == [ov.Type.bf16] * 3
 
 
