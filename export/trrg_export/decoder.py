@@ -1,10 +1,10 @@
 """The language model as ONNX Runtime's fastest graph: attention with its cache in one operator, embeddings outside.
 
-The builder of onnxruntime-genai writes it (GroupQueryAttention with the rotary embedding inside, MatMulNBits for
-int8). It wants a Hugging Face folder, prints, and writes more files than the bundle needs. A subclass of it
-(:mod:`trrg_export.genai`) takes the checkpoint's weights as they are mapped from their file; the graph it writes has
-its weights in a file of their own, which is read one tensor at a time for int4 and moved into the bundle where it is
-too large for one file. The mapped weights are let go before that.
+The builder of onnxruntime-genai writes it (GroupQueryAttention with the rotary embedding inside). It wants a Hugging
+Face folder, prints, and writes more files than the bundle needs. A subclass of it (:mod:`trrg_export.genai`) takes the
+checkpoint's weights as they are mapped from their file; the graph it writes has its weights in a file of their own,
+which is read one tensor at a time for int8 and int4, and moved into the bundle where it is too large for one file. The
+mapped weights are let go before that.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from trrg_export.alike import WIDE, make_rows_alike
 from trrg_export.genai import build_decoder
 from trrg_export.memory import released
+from trrg_export.precision import int8_decoder
 from trrg_export.precision.gptq import Calibration, embedded_reports
 from trrg_export.precision.int4 import Int4, quantize_decoder
 from trrg_export.reference import Reference
@@ -35,7 +36,7 @@ from trrg_train.models.llm import ADAPTED, merge_adapters
 
 _LOG = logging.getLogger(__name__)
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS")
-_BUILT_AS = {"int4": "fp32"}  # the rest are names that the builder knows; int4 is made of its fp32 graph
+_BUILT_AS = {"int8": "fp32", "int4": "fp32"}  # the rest are names that the builder knows
 _ROUNDED = ("int8", "int4")  # activations too: what differs in the last place may come out one step of eight bits apart
 _SPARE_CLUES = 32  # positions in the cache for clues that a site adds
 
@@ -55,8 +56,7 @@ def write_decoder(
         checkpoint: Of stage 2, with a causal model of the Llama family; its weights are read from its folder once more,
             so that they are in memory no longer than the builder needs them. Adapters are merged.
         path: ``decoder.onnx`` in the bundle.
-        precision: ``"fp32"``, ``"fp16"`` (inputs, keys, values and logits too), ``"int8"`` (weights in blocks of 32,
-            activations quantized on the fly) or ``"int4"``.
+        precision: ``"fp32"``, ``"fp16"`` (inputs, keys, values and logits too), ``"int8"`` or ``"int4"``.
         int4: How four bits are chosen.
         reference: What the checkpoint writes about the parity studies, to calibrate on.
         drafts: Whether it will read drafts: then passes of any width give the same, see :mod:`trrg_export.alike`.
@@ -66,9 +66,12 @@ def write_decoder(
         with released():
             built = _build(checkpoint.folder, Path(scratch), _BUILT_AS.get(precision, precision))
         outside: Path | None = None
-        if precision == "int4":
+        if precision in _ROUNDED:
             _LOG.info("quantizing decoder")
-            model = clean(quantize_decoder(built, int4, _calibration(checkpoint.trrg().llm, reference)))
+            if precision == "int8":
+                model = clean(int8_decoder.quantize_decoder(built))
+            else:
+                model = clean(quantize_decoder(built, int4, _calibration(checkpoint.trrg().llm, reference)))
         else:
             model, outside = _moved(built, path)
         if alike:

@@ -35,7 +35,7 @@ def build_decoder(llm: Any, source: Path, target: Path, precision: str) -> None:
         llm: A causal model of the Llama family without adapters; left as it is.
         source: Hugging Face folder with its configuration and tokenizer.
         target: Folder for the graph.
-        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        precision: ``"fp32"`` or ``"fp16"``.
 
     Raises:
         UsageError: The builder has no class for the architecture.

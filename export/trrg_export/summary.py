@@ -41,6 +41,7 @@ _NO_WEIGHTS = {
     "DequantizeLinear": (1, 2),
     "QuantizeLinear": (1, 2),
     "MatMulNBits": (2, 3, 4),
+    "MatMulIntegerToFloat": (2, 3, 4, 5),
     "GroupQueryAttention": (7, 8),
 }
 """Operator → its inputs that describe other inputs."""
@@ -189,6 +190,7 @@ _RULES: Mapping[str, Callable[[Shapes, Shapes], int]] = {
     "FusedConv": _convolution,
     "MatMul": _product,
     "MatMulNBits": _product,
+    "MatMulIntegerToFloat": _product,
     "FusedMatMul": _by_size,
     "Gemm": _by_size,
     "Attention": _attention,

@@ -13,7 +13,7 @@ and then quantizes the rounded weights once more with new scales.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+
+from trrg_export.precision.decoder_products import Quantizer, Replacement
 
 INT8_ACTIVATIONS = 4  # accuracy level of MatMulNBits: the fastest on a CPU, which genai's builder chooses there too
 _LEVELS = 15
@@ -37,10 +39,6 @@ _SCHEME = {
 }
 
 Array = NDArray[np.float32]
-Replacement = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
-"""The nodes that take the place of one, and their weights."""
-Quantizer = Callable[[onnx.NodeProto, onnx.TensorProto], Replacement]
-"""Of a matrix product and its weight (inputs, outputs)."""
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,12 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from trrg_export.precision.gptq import INT8_ACTIVATIONS, Calibration, Quantizer, Replacement, gptq_quantizer
-from trrg_export.precision.int8 import replace_all
-from trrg_export.to_onnx import loaded
+from trrg_export.precision.decoder_products import Quantizer, Replacement, products_of, replace_products
+from trrg_export.precision.gptq import INT8_ACTIVATIONS, Calibration, gptq_quantizer
 from trrg_sdk.errors import UsageError
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 ALGORITHMS = ("rtn", "k-quant", "hqq", "gptq")
-_CONTRIB = "com.microsoft"
 
 
 @dataclass(frozen=True)
@@ -72,18 +70,7 @@ def quantize_decoder(source: Path, int4: Int4, calibration: Calibration) -> onnx
         The decoder in four bits with all weights inside.
     """
     model = onnx.load(str(source), load_external_data=False)
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    products = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
-    quantize = _quantizer(source, products, int4, calibration)
-    replaced = {node.name: quantize(node, loaded(weights.pop(node.input[1]), source.parent)) for node in products}
-    nodes = [part for node in model.graph.node for part in replaced.get(node.name, ([node], []))[0]]
-    tensors = [loaded(tensor, source.parent) for tensor in weights.values()]
-    tensors += [tensor for _, made in replaced.values() for tensor in made]
-    for field, values in ((model.graph.node, nodes), (model.graph.initializer, tensors)):
-        replace_all(field, values)
-    if _CONTRIB not in {opset.domain for opset in model.opset_import}:
-        model.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
-    return model
+    return replace_products(model, source.parent, _quantizer(source, products_of(model), int4, calibration))
 
 
 def _quantizer(source: Path, products: Sequence[onnx.NodeProto], int4: Int4, calibration: Calibration) -> Quantizer:
