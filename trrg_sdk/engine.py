@@ -206,12 +206,19 @@ class Engine:
         return self._decoding.rules(self._manifest.tokenizer.eos_token_id, self._manifest.decoding.max_new_tokens)
 
     def _drafting(self) -> Drafts | None:
-        """What the next text may use. The first one, which has the decoder to itself, finds out how careful to be."""
+        """What the next text may use. The first one, which has the decoder to itself, finds out how careful to be.
+
+        Where the export saw passes of all widths agree over whole reports, they are tried on this machine once more: a
+        few of them would agree by chance too, so that trial alone proves nothing.
+        """
         drafts = self._drafts.result() if self._drafts else None
+        if drafts is None or drafts.near_tie:
+            return drafts
         with self._trying:  # threads that perceive may be here together
-            if drafts and self._alike is None:
+            if self._alike is None:
                 self._alike = passes_agree(self._decoder.result(), self._token_embedding)
-        return drafts._replace(near_tie=0.0) if drafts and self._alike else drafts
+        precision = self._manifest.graph("decoder", target=self._target).precision
+        return drafts if self._alike else drafts._replace(near_tie=NEAR_TIE[precision])
 
     def batch(self, slots: int) -> BatchWriter | None:
         """Open a writer of several reports together, with keys and values of its own; ``write`` can go on beside it.
@@ -298,7 +305,7 @@ def _open_drafts(bundle: Bundle, target: str, opening: Future[Decoder]) -> Draft
         return None
     arrays = StoreArrays(*(bundle.array(array) for array in spec.arrays()))
     store = ReportStore(arrays, ends=spec.ends, label=spec.tokens.file)
-    return Drafts(StoreDrafter(store), max(spec.near_tie, NEAR_TIE[precision]))
+    return Drafts(StoreDrafter(store), max(spec.near_tie, NEAR_TIE[precision]) if spec.near_tie else 0.0)
 
 
 def _observed(scores: ClueScores | None, observations: Sequence[str]) -> tuple[int, int]:

@@ -190,7 +190,8 @@ class DraftsSpec:
         order: Where to search in them.
         sentences: What is known about each; ``trrg_sdk.decoding.store`` describes all three.
         ends: Tokens that end a sentence.
-        near_tie: A lead of the likeliest token's logit below this is decided without drafts.
+        near_tie: A lead of the likeliest token's logit below this is decided without drafts; 0 where no pass of the
+            export's comparison gave other logits than single positions.
         text: What text it holds, in words.
     """
 

@@ -64,7 +64,8 @@ def add_drafts(bundle: Bundle, checkpoint: Checkpoint, reference: Reference, *, 
         return None
     precision = bundle.manifest.graphs["decoder"].precision
     table = bundle.token_embedding()
-    near_tie = max(NEAR_TIE[precision], _SAFETY * largest_change(decoder, table, reference))
+    change = largest_change(decoder, table, reference)
+    near_tie = max(NEAR_TIE[precision], _SAFETY * change) if change else 0.0
     spec = dataclasses.replace(_write(arrays, bundle.folder), ends=ends, near_tie=near_tie)
     drafts = Drafts(StoreDrafter(ReportStore(arrays, ends=ends)), near_tie)
     _prove(decoder, table, reference, drafts, limit=checkpoint.meta.max_new_tokens)

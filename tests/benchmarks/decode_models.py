@@ -22,8 +22,8 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trrg_export.genai import build_decoder
+from trrg_export.precision import int4, int8_decoder
 from trrg_export.precision.gptq import Calibration
-from trrg_export.precision.int4 import Int4, quantize_decoder
 from trrg_export.to_onnx import clean, quiet, save
 from trrg_sdk.manifest import DecoderSpec
 
@@ -127,12 +127,16 @@ def write_ours(llm: LlamaForCausalLM, folder: Path) -> dict[str, int]:
     target = folder / "ours"
     target.mkdir()
     with quiet():
-        for precision in ("fp32", "int8"):
-            build_decoder(llm, folder / "hf", target / precision, precision)
-        (target / "int4").mkdir()
+        built = target / "fp32" / "decoder.onnx"
+        build_decoder(llm, folder / "hf", built.parent, "fp32")
         nothing = Calibration((), (1, llm.config.num_key_value_heads, 0, llm.config.head_dim))
-        int4 = quantize_decoder(target / "fp32" / "decoder.onnx", Int4(), nothing)
-        save(clean(int4), target / "int4" / "decoder.onnx")
+        rounded = {
+            "int8": int8_decoder.quantize_decoder(built),
+            "int4": int4.quantize_decoder(built, int4.Int4(), nothing),
+        }
+        for precision, model in rounded.items():
+            (target / precision).mkdir()
+            save(clean(model), target / precision / "decoder.onnx")
     return {f"ours/{kind}": sum(path.stat().st_size for path in (target / kind).iterdir()) for kind in OURS}
 
 

@@ -77,10 +77,9 @@ class Turn(NamedTuple):
 class _Wrong(StoreDrafter):
     """Guesses that are as sure as the store's, and wrong."""
 
-    def guess(self, written: Sequence[int], *, most: int) -> tuple[list[int], list[float]]:
+    def line(self, written: Sequence[int]) -> Iterator[tuple[int, float]]:
         """Look up as always, and propose something else."""
-        tokens, confidences = super().guess(written, most=most)
-        return [token + 1 if token > 3 else 5 for token in tokens], confidences
+        return ((token + 1 if token > 3 else 5, confidence) for token, confidence in super().line(written))
 
 
 @dataclass

@@ -20,8 +20,8 @@ from trrg_export.alike import make_rows_alike
 from trrg_export.decoder_explicit import build_explicit_decoder
 from trrg_export.drafts import findings_of, sentence_ends
 from trrg_export.genai import build_decoder
+from trrg_export.precision import int4, int8_decoder
 from trrg_export.precision.gptq import Calibration
-from trrg_export.precision.int4 import Int4, quantize_decoder
 from trrg_export.to_onnx import clean, quiet, save
 from trrg_sdk.decoding.store import build_store
 from trrg_sdk.manifest import DecoderSpec
@@ -47,15 +47,17 @@ def write_decoders(llm: Any, tokenizer: Tokenizer, folder: Path, *, prompt: int)
         llm.config.architectures = [type(llm).__name__]
         llm.config.save_pretrained(source)
         PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(source)
-        for precision in ("fp32", "int8"):
-            build_decoder(llm, source, Path(scratch) / precision, precision)
-            save(
-                clean(onnx.load(str(Path(scratch) / precision / "decoder.onnx"))), folder / f"decoder_{precision}.onnx"
-            )
+        built = Path(scratch) / "fp32" / "decoder.onnx"
+        build_decoder(llm, source, built.parent, "fp32")
+        save(clean(onnx.load(str(built))), folder / "decoder_fp32.onnx")
         nothing = Calibration((), (1, llm.config.num_key_value_heads, 0, llm.config.head_dim))
-        int4 = quantize_decoder(Path(scratch) / "fp32" / "decoder.onnx", Int4(), nothing)
-        make_rows_alike(int4)
-        save(clean(int4), folder / "decoder_int4.onnx")
+        rounded = {
+            "int8": int8_decoder.quantize_decoder(built),
+            "int4": int4.quantize_decoder(built, int4.Int4(), nothing),
+        }
+        for precision, model in rounded.items():
+            make_rows_alike(model)
+            save(clean(model), folder / f"decoder_{precision}.onnx")
         save(build_explicit_decoder(llm), folder / "decoder_explicit.onnx")
     config = llm.config
     spec = DecoderSpec(

@@ -15,6 +15,7 @@ import argparse
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 from iu_reports import IuStudy, about, read_studies
@@ -119,7 +120,7 @@ def rows_of(
         drafter = StoreDrafter(store)
 
         def guess(written: Sequence[int], most: int, drafter: StoreDrafter = drafter) -> list[int]:
-            return drafter.guess(written, most=most)[0]
+            return [token for token, _ in islice(drafter.line(written), most)]
 
         def tell(one: Labels, drafter: StoreDrafter = drafter) -> None:
             drafter.about(present=one[0], absent=one[1])

@@ -19,6 +19,7 @@ from trrg_sdk.backends.base import Decoder
 from trrg_sdk.bundle import Bundle, write_manifest
 from trrg_sdk.cli import main
 from trrg_sdk.decoding.alike import passes_agree
+from trrg_sdk.decoding.choice import NEAR_TIE
 from trrg_sdk.decoding.options import Decoding
 from trrg_sdk.decoding.store import build_store
 from trrg_sdk.errors import BundleError, UsageError
@@ -61,6 +62,16 @@ def drafting(expected: Report, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+@pytest.fixture
+def agreeing(drafting: Path, tmp_path: Path) -> Path:
+    """The same from an export that saw passes of all widths agree."""
+    folder = shutil.copytree(drafting, tmp_path / "agreeing")
+    manifest = Bundle.load(folder).manifest
+    assert manifest.drafts
+    write_manifest(folder, dataclasses.replace(manifest, drafts=dataclasses.replace(manifest.drafts, near_tie=0.0)))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def reporter(drafting: Path) -> Reporter:
     return Reporter(drafting, device="cpu")
@@ -76,8 +87,30 @@ def test_a_report_with_drafts_is_the_report(reporter: Reporter, expected: Report
         assert made.text == expected.text
 
 
+@pytest.mark.parametrize("agree", [True, False])
+def test_passes_that_agreed_in_the_export_are_tried_here(
+    agreeing: Path, expected: Report, monkeypatch: pytest.MonkeyPatch, agree: bool
+) -> None:
+    monkeypatch.setattr("trrg_sdk.engine.passes_agree", lambda *_: agree)
+    reporter = Reporter(agreeing, device="cpu")
+    assert reporter.report(IMAGE).text == expected.text
+    drafts = reporter._engine._drafting()
+    assert drafts
+    assert drafts.near_tie == (0.0 if agree else NEAR_TIE["int8"])
+
+
+def test_passes_that_differed_in_the_export_are_not_tried(drafting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few would agree here by chance."""
+    monkeypatch.setattr("trrg_sdk.engine.passes_agree", lambda *_: True)
+    reporter = Reporter(drafting, device="cpu")
+    reporter.report(IMAGE)
+    drafts = reporter._engine._drafting()
+    assert drafts
+    assert drafts.near_tie == NEAR_TIE["int8"]
+
+
 def test_threads_that_look_at_once_try_the_decoder_once(
-    drafting: Path, expected: Report, monkeypatch: pytest.MonkeyPatch
+    agreeing: Path, expected: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = []
 
@@ -87,7 +120,7 @@ def test_threads_that_look_at_once_try_the_decoder_once(
         return passes_agree(decoder, table)
 
     monkeypatch.setattr("trrg_sdk.engine.passes_agree", slowly)
-    outcomes = list(Reporter(drafting, device="cpu").report_many([IMAGE] * 6, workers=3))
+    outcomes = list(Reporter(agreeing, device="cpu").report_many([IMAGE] * 6, workers=3))
     assert [outcome.report and outcome.report.text for outcome in outcomes] == [expected.text] * 6
     assert len(tried) == 1
 

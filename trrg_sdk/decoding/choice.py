@@ -52,32 +52,28 @@ def likeliest(logits: NDArray[np.float32]) -> Token:
     return Token(token, logprob)
 
 
-def likeliest_rows(rows: NDArray[np.float32], guesses: Sequence[int]) -> tuple[list[Token], list[float]]:
+def likeliest_rows(rows: NDArray[np.float32], guesses: Sequence[int]) -> list[Token]:
     """Choose after each position of a pass, as far as the guesses are right; what lies behind is not computed.
 
     Args:
-        rows: float32 (S, V), the same afterwards.
+        rows: float32 (S, V).
         guesses: S - 1 tokens.
 
     Returns:
-        The likeliest tokens up to the first one that was not guessed, and how far each leads.
+        The likeliest tokens up to the first one that was not guessed.
 
     Raises:
         DeviceError: A logit is NaN or plus infinity.
     """
-    best = rows.argmax(axis=1)
-    right = np.flatnonzero(best[:-1] != np.asarray(guesses, np.int64))
-    count = int(right[0]) + 1 if len(right) else len(rows)
-    rows, best, places = rows[:count], best[:count], np.arange(count)
-    top = rows[places, best]
+    best = rows.argmax(axis=1).tolist()
+    count = next((place for place, guess in enumerate(guesses, start=1) if best[place - 1] != guess), len(rows))
+    tops = [rows[place, best[place]] for place in range(count)]
     with np.errstate(over="ignore", invalid="ignore"):
-        totals = np.exp(rows - top[:, None]).sum(axis=1)
-    rows[places, best] = -np.inf
-    leads = top - rows.max(axis=1)
-    rows[places, best] = top
-    if not np.isfinite(totals).all():
+        totals = np.exp(rows[:count] - np.array(tops)[:, None]).sum(axis=1)
+    logprobs = (0.0 - np.log(totals)).tolist()
+    if not all(map(math.isfinite, logprobs)):
         raise DeviceError(_NOT_FINITE)
-    return [Token(*pair) for pair in zip(best.tolist(), (0.0 - np.log(totals)).tolist(), strict=True)], leads.tolist()
+    return [Token(*pair) for pair in zip(best, logprobs, strict=False)]
 
 
 def lead(logits: NDArray[np.float32], token: int) -> float:

@@ -8,11 +8,12 @@ buffer for one sequence has no branches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from trrg_sdk.decoding.greedy import Pass
-from trrg_sdk.decoding.pace import LONGEST, Pace
+from trrg_sdk.decoding.pace import Pace
 from trrg_sdk.decoding.store import Match, ReportStore, Sentence
 
 _CONTRADICTED = 0.05  # of the weight of a sentence that says the opposite of a clue
@@ -49,6 +50,7 @@ class StoreDrafter:
         self._confidences: list[float] = []
         self._looked = False
         self._known: dict[int | None, _Found] = {}
+        self._begun: dict[int, _Found] = {}
         self._present = self._absent = 0
 
     def about(self, *, present: int, absent: int) -> None:
@@ -59,7 +61,7 @@ class StoreDrafter:
             absent: Those whose clues are absent.
         """
         self._present, self._absent = present, absent
-        self._known = {}
+        self._known, self._begun = {}, {}
 
     def propose(self, written: Sequence[int], *, most: int) -> Sequence[int] | None:
         """Guess the next tokens; see :class:`trrg_sdk.decoding.greedy.Drafter`."""
@@ -68,35 +70,38 @@ class StoreDrafter:
         self._confidences, self._looked = [], self._pace.open and most > 0
         if not self._looked:
             return ()
-        tokens, confidences = self.guess(written, most=min(most, LONGEST))
-        length = self._pace.length(confidences)
-        self._confidences = confidences[:length]
+        tokens: list[int] = []
+        length = self._pace.length(self._confident(written, most, tokens))
+        self._confidences = self._confidences[:length]
         return tokens[:length]
+
+    def _confident(self, written: Sequence[int], most: int, tokens: list[int]) -> Iterator[float]:
+        """Guess token after token, as long as somebody asks how sure the next one is."""
+        for token, confidence in islice(self.line(written), most):
+            tokens.append(token)
+            self._confidences.append(confidence)
+            yield confidence
 
     def learn(self, outcome: Pass) -> None:
         """Hear what came of a pass; see :class:`trrg_sdk.decoding.greedy.Drafter`."""
         self._pace.learn(outcome, self._confidences, looked=self._looked)
 
-    def guess(self, written: Sequence[int], *, most: int) -> tuple[list[int], list[float]]:
+    def line(self, written: Sequence[int]) -> Iterator[tuple[int, float]]:
         """Guess the next tokens, whatever it costs to read them.
 
         Args:
             written: The text so far.
-            most: The most tokens to guess.
 
-        Returns:
-            Tokens, and how sure each is, 0 to 1, given those before it.
+        Yields:
+            A token, and how sure it is, 0 to 1, given those before it.
         """
         sentence, before = self._store.current(written)
         found = self._narrowed(sentence, before) or self._searched(sentence, before)
         self._known = {before: found}
-        tokens: list[int] = []
-        confidences: list[float] = []
-        row = _vote(found, most, tokens, confidences)
-        while row is not None and len(tokens) < most:  # a sentence is complete
-            self._known[row] = found = self._searched((), row)
-            row = _vote(found, most, tokens, confidences)
-        return tokens, confidences
+        while (row := (yield from _vote(found))) is not None:  # a sentence is complete
+            if row not in self._begun:
+                self._begun[row] = self._searched((), row)
+            self._known[row] = found = self._begun[row]
 
     def _narrowed(self, sentence: Sentence, before: int | None) -> _Found | None:
         """Of what was found last time, what still fits; None when nothing does, and a search is needed."""
@@ -126,20 +131,20 @@ class StoreDrafter:
         return match._replace(weight=match.weight * factor)
 
 
-def _vote(found: _Found, most: int, tokens: list[int], confidences: list[float]) -> int | None:
-    """Append the tokens that most of the weight agrees on.
+def _vote(found: _Found) -> Generator[tuple[int, float], None, int | None]:
+    """Guess the rest of a sentence: the tokens that most of the weight agrees on.
 
     Args:
         found: Sentences and what is left of each.
-        most: As many tokens as the lists may hold.
-        tokens: Extended.
-        confidences: Extended.
+
+    Yields:
+        A token, and how sure it is.
 
     Returns:
-        The sentence that was completed, or None.
+        The sentence that is then complete, or None where nothing is known.
     """
     trust, candidates, place = found.shared / (found.shared + 1), found.candidates, 0
-    while candidates and len(tokens) < most:
+    while candidates:
         votes: dict[int, float] = {}
         total = 0.0
         for one in candidates:
@@ -149,8 +154,7 @@ def _vote(found: _Found, most: int, tokens: list[int], confidences: list[float])
         if not votes:
             return max(candidates, key=lambda one: one.weight).sentence
         token = max(votes, key=votes.__getitem__)
-        tokens.append(token)
-        confidences.append(trust * votes[token] / total)
+        yield token, trust * votes[token] / total
         candidates = [one for one in candidates if place < len(one.rest) and one.rest[place] == token]
         place += 1
     return None

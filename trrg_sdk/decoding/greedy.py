@@ -270,9 +270,9 @@ class _Text:
             return True
         self.passes += 1
         rows = self.decoder.read(self.table[[self.ids[-1], *draft]])
-        for place, (token, ahead) in enumerate(self._choices(rows, draft)):
+        for place, token in enumerate(self._choices(rows, draft)):
             self.next = token
-            if ahead < near_tie:
+            if near_tie and lead(rows[place], token.id) < near_tie:
                 return False
             if place == len(draft) or token.id != draft[place]:
                 break
@@ -282,14 +282,11 @@ class _Text:
             self.exact = len(self.ids)
         return True
 
-    def _choices(self, rows: NDArray[np.float32], draft: list[int]) -> Iterator[tuple[Token, float]]:
-        """The next token after each row, and how far it leads; at least until one is not the draft's."""
+    def _choices(self, rows: NDArray[np.float32], draft: list[int]) -> Iterator[Token]:
+        """The next token after each row; at least until one is not the draft's."""
         if self.rules.inert and len(rows) > 1:
-            yield from zip(*likeliest_rows(rows, draft), strict=True)
-            return
-        for row in rows:  # what rules make of one depends on the tokens before
-            token = self._choose(row)
-            yield token, lead(row, token.id)
+            return iter(likeliest_rows(rows, draft))
+        return map(self._choose, rows)  # one by one: what rules make of a row depends on the tokens before
 
     def _settle(self) -> int:
         """Decide the next token as it would have been without drafts; return in how many passes."""

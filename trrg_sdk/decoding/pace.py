@@ -8,7 +8,10 @@ twice as long as the one before, so drafts that are no use cost one or two perce
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from functools import cache
+from itertools import islice
 
 from trrg_sdk.decoding.greedy import Pass
 
@@ -18,15 +21,17 @@ _RETRY = 2.0  # the same after a rest
 _REST = 150  # passes of the first rest
 _LONGEST_REST = 4800
 _CREDIT = 60.0  # the most of them that past gains may pay for
-_DISTURBED = 1.5  # times what was expected; a draft that takes longer was disturbed
+_DISTURBED = 1.5  # passes of one position; a draft that takes longer was disturbed
 _STEP = 0.02  # by which the median of single passes follows
-_FOLLOWS = 0.01  # of what was expected: by which the line of longer ones does
-_LEAPS = 0.1  # the same at first
+_FOLLOWS = 0.01  # of what was expected: by which that of longer ones does
+_LEAPS = 0.15  # the same at first
+_WIDTHS = (1, 2, 4, 8, LONGEST + 1)  # whose costs are learnt; between two of them they lie on a line
 _PLAIN_FIRST = 3  # passes of one position that are timed before the first draft
 _CLASSES = 6
 _MEMORY = 60.0  # guesses of a class that count
 _PROBE = 30  # passes without a draft after which a short one is read to see whether that is still no use
 _PROBED = 3  # its tokens
+_HOPELESS = 0.1  # chance of a token behind which no more are guessed
 _SLOPE = 0.15  # of a pass of one position, for each more: what is believed before it is measured
 
 
@@ -61,8 +66,9 @@ class Costs:
     """What passes and drafts cost, in passes over one position.
 
     Other work of the machine makes a pass a hundred times longer now and then, or all of them twice as long: so the
-    unit is the median of single passes as it follows, and the line of longer ones follows a median too (the sign of an
-    error counts, not its size: the subgradient of the absolute error).
+    unit is the median of single passes as it follows, and the cost of longer ones follows a median too (the sign of an
+    error counts, not its size: the subgradient of the absolute error). Some kernels take two or four positions in the
+    time of one and then as much again for each, so no straight line fits, and the costs of a few widths are learnt.
 
     Attributes:
         single: Seconds of a pass over one position, 0 before it is known.
@@ -74,8 +80,8 @@ class Costs:
         self.single = 0.0
         self.drafting = 0.25
         self._first: list[float] = []
-        self._offset, self._slope = 0.0, _SLOPE  # of the cost over the positions beyond the first
-        self._seen = 0  # passes that it followed
+        self._at = [1.0 + _SLOPE * (width - 1) for width in _WIDTHS]
+        self._seen = [0.0] * len(_WIDTHS)  # passes that each of them followed
 
     @property
     def known(self) -> bool:
@@ -92,25 +98,31 @@ class Costs:
         elif width == 1:
             self.single *= 1 + _STEP if seconds > self.single else 1 - _STEP
         elif self.known:
-            expected, more = self.of(width), width - 1
-            self._seen += 1
-            step = (
-                max(_FOLLOWS, _LEAPS / (1 + self._seen / 10))
-                * expected
-                * (1 if seconds > expected * self.single else -1)
-                / (1 + more * more)
-            )
-            self._offset = max(0.0, self._offset + step)
-            self._slope = max(0.0, self._slope + step * more)
+            expected = self.of(width)
+            sign = 1 if seconds > expected * self.single else -1
+            for place, share in _shares(width):
+                step = max(_FOLLOWS, _LEAPS / (1 + self._seen[place] / 10))
+                self._seen[place] += share
+                if place:  # the unit stays what it is
+                    self._at[place] = max(1.0, self._at[place] + sign * share * step * expected)
 
     def learn_drafting(self, seconds: float) -> None:
         """Count a draft."""
         if self.known:
-            self.drafting += (min(seconds / self.single, _DISTURBED * self.drafting) - self.drafting) / 10
+            self.drafting += (min(seconds / self.single, _DISTURBED) - self.drafting) / 20
 
     def of(self, width: int) -> float:
-        """Return what a pass is expected to cost: 1 for one position, on a line for more."""
-        return 1.0 if width == 1 else 1.0 + self._offset + self._slope * (width - 1)
+        """Return what a pass is expected to cost, 1 for one position."""
+        return sum(self._at[place] * share for place, share in _shares(width))
+
+
+@cache
+def _shares(width: int) -> tuple[tuple[int, float], ...]:
+    """Between which of the widths one lies, and how near it is to each."""
+    above = max(1, bisect_left(_WIDTHS, width))
+    low, high = _WIDTHS[above - 1 : above + 1]
+    share = (width - low) / (high - low)
+    return tuple((place, part) for place, part in ((above - 1, 1 - share), (above, share)) if part)
 
 
 class Pace:
@@ -138,20 +150,22 @@ class Pace:
         self._rest -= 1
         return True
 
-    def length(self, confidences: Sequence[float]) -> int:
+    def length(self, confidences: Iterable[float]) -> int:
         """Return how many tokens of a draft to read, 0 for none.
 
         Args:
-            confidences: Of its tokens, 0 to 1, in order.
+            confidences: Of its tokens, 0 to 1, in order. Further ones are asked for while they may matter.
         """
         best, length = 1.02, 0  # tokens in the time of a single pass; below that it is not worth the trouble
-        expected, chance = 1.0, 1.0
-        for count, confidence in enumerate(confidences[:LONGEST], start=1):
+        expected, chance, count = 1.0, 1.0, 0
+        for count, confidence in enumerate(islice(confidences, LONGEST), start=1):
             chance *= self.acceptance.chance(confidence)
             expected += chance
             if (gain := expected / self.costs.of(count + 1)) > best:
                 best, length = gain, count
-        return length or (min(len(confidences), _PROBED) if self._idle >= _PROBE else 0)
+            if chance < _HOPELESS and count >= _PROBED:
+                break
+        return length or (min(count, _PROBED) if self._idle >= _PROBE else 0)
 
     def learn(self, outcome: Pass, confidences: Sequence[float], *, looked: bool) -> None:
         """Count a pass that is not of a rest.

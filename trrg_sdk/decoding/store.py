@@ -163,7 +163,10 @@ class ReportStore:
         if (self._table[:, _NEXT:_TIMES] >= len(self._table)).any():
             raise BundleError(f"{label}: a sentence is followed by one that is not there. Export the bundle again.")
         self._starts = np.ascontiguousarray(starts)
-        self._row_of = lru_cache(4096)(self._find_row)
+        self._backwards = self._tokens[::-1].tobytes()
+        self._ranked = memoryview(np.ascontiguousarray(self._order))
+        self._width = self._tokens.dtype.itemsize
+        self._row_of, self._sentence = lru_cache(4096)(self._find_row), lru_cache(4096)(self._read)
 
     @property
     def start(self) -> int:
@@ -185,7 +188,11 @@ class ReportStore:
 
     def tokens(self, row: int) -> Sentence:
         """Return the tokens of a sentence."""
-        return self._rest(row, int(self._starts[row]))
+        return self._sentence(row)
+
+    def _read(self, row: int) -> Sentence:
+        first, last = self._starts[row : row + 2].tolist()
+        return tuple((self._tokens[first + 1 : last].astype(np.int64) - 1).tolist())
 
     def says(self, row: int) -> tuple[int, int]:
         """Return the observations that a sentence asserts and denies, one bit each."""
@@ -208,19 +215,19 @@ class ReportStore:
             the most frequent places where they do; none when fewer than two do.
         """
         query = self._key([*(token + 1 for token in reversed(sentence[-_LONGEST:])), 0][:_LONGEST])
-        width = self._tokens.dtype.itemsize
+        width = self._width
         spot = self._bisect(query)
         shared = max((_shared(query, self._context(at)) for at in (spot - 1, spot)), default=0) // width
         if shared < 2:
             return 0, []
         low, high = self._bisect(query[: shared * width]), self._bisect(query[: shared * width] + b"\xff" * width)
-        places = np.asarray(self._order[low : high : max(1, (high - low) // _SAMPLED)], np.int64)
+        places = self._order[low : high : max(1, (high - low) // _SAMPLED)]
         if len(places) > _CANDIDATES:  # the smaller the place, the more frequent its sentence
             places = np.partition(places, _CANDIDATES)[:_CANDIDATES]
         rows = np.searchsorted(self._starts, places, side="right") - 1
-        weights = self._table[rows, _COUNT].tolist()
-        found = zip(rows.tolist(), places.tolist(), weights, strict=True)
-        return shared, [Match(row, self._rest(row, place), weight) for row, place, weight in found]
+        gone = (places - self._starts[rows]).tolist()  # tokens of each sentence
+        found = zip(rows.tolist(), gone, self._table[rows, _COUNT].tolist(), strict=True)
+        return shared, [Match(row, self.tokens(row)[count:], weight) for row, count, weight in found]
 
     def _find_row(self, sentence: Sentence) -> int | None:
         query = self._key([*(token + 1 for token in reversed(sentence)), 0][:_LONGEST])
@@ -230,18 +237,15 @@ class ReportStore:
         row = int(np.searchsorted(self._starts, self._order[spot], side="right")) - 1
         return row if self.tokens(row) == sentence else None
 
-    def _rest(self, row: int, place: int) -> Sentence:
-        return tuple(token - 1 for token in self._tokens[place + 1 : int(self._starts[row + 1])].tolist())
-
     def _key(self, backwards: Sequence[int]) -> bytes:
         return np.asarray(backwards, self._tokens.dtype).tobytes()
 
     def _context(self, at: int) -> bytes:
         """What stands at the place with this rank and before it, backwards: big-endian, so bytes sort as tokens do."""
-        if not 0 <= at < len(self._order):
+        if not 0 <= at < len(self._ranked):
             return b""
-        end = int(self._order[at]) + 1
-        return self._tokens[max(0, end - _LONGEST) : end][::-1].tobytes()
+        start = len(self._backwards) - (self._ranked[at] + 1) * self._width
+        return self._backwards[start : start + _LONGEST * self._width]
 
     def _bisect(self, key: bytes) -> int:
         """Return how many places come before a key."""
