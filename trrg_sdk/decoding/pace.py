@@ -8,7 +8,7 @@ twice as long as the one before, so drafts that are no use cost one or two perce
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect, bisect_left
 from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import islice
@@ -27,7 +27,7 @@ _FOLLOWS = 0.01  # of what was expected: by which that of longer ones does
 _LEAPS = 0.15  # the same at first
 _WIDTHS = (1, 2, 4, 8, LONGEST + 1)  # whose costs are learnt; between two of them they lie on a line
 _PLAIN_FIRST = 3  # passes of one position that are timed before the first draft
-_CLASSES = 6
+_CONFIDENT = (0.25, 0.45, 0.65, 0.8, 0.9, 0.95)  # confidences between which guesses are counted together
 _MEMORY = 60.0  # guesses of a class that count
 _PROBE = 30  # passes without a draft after which a short one is read to see whether that is still no use
 _PROBED = 3  # its tokens
@@ -40,21 +40,17 @@ class Acceptance:
 
     def __init__(self) -> None:
         """Believe that a guess is about as good as it says, with the weight of ten guesses."""
-        self._right = [10.0 * (0.2 + 0.7 * number / (_CLASSES - 1)) for number in range(_CLASSES)]
-        self._seen = [10.0] * _CLASSES
-
-    @staticmethod
-    def _class(confidence: float) -> int:
-        return min(_CLASSES - 1, int(confidence * (_CLASSES - 1) + 1e-9))
+        self._right = [10.0 * believed for believed in (0.2, *_CONFIDENT)]
+        self._seen = [10.0] * len(self._right)
 
     def chance(self, confidence: float) -> float:
         """Return how likely a guess of this confidence, 0 to 1, is right."""
-        kind = self._class(confidence)
+        kind = bisect(_CONFIDENT, confidence)
         return self._right[kind] / self._seen[kind]
 
     def learn(self, confidence: float, *, right: bool) -> None:
         """Count a guess."""
-        kind = self._class(confidence)
+        kind = bisect(_CONFIDENT, confidence)
         if self._seen[kind] >= _MEMORY:
             self._right[kind] *= 1 - 1 / _MEMORY
             self._seen[kind] *= 1 - 1 / _MEMORY
