@@ -67,13 +67,12 @@ def likeliest_rows(rows: NDArray[np.float32], guesses: Sequence[int]) -> list[To
     """
     best = rows.argmax(axis=1).tolist()
     count = next((place for place, guess in enumerate(guesses, start=1) if best[place - 1] != guess), len(rows))
-    tops = [rows[place, best[place]] for place in range(count)]
+    read = rows[:count]
     with np.errstate(over="ignore", invalid="ignore"):
-        totals = np.exp(rows[:count] - np.array(tops)[:, None]).sum(axis=1)
-    logprobs = (0.0 - np.log(totals)).tolist()
-    if not all(map(math.isfinite, logprobs)):
+        totals = np.exp(read - read.max(axis=1, keepdims=True)).sum(axis=1).tolist()
+    if not all(map(math.isfinite, totals)):
         raise DeviceError(_NOT_FINITE)
-    return [Token(*pair) for pair in zip(best, logprobs, strict=False)]
+    return [Token(token, 0.0 - math.log(total)) for token, total in zip(best, totals, strict=False)]
 
 
 def lead(logits: NDArray[np.float32], token: int) -> float:

@@ -109,7 +109,8 @@ class StoreDrafter:
         if known is None or sentence[: len(known.sentence)] != known.sentence:
             return None
         more = sentence[len(known.sentence) :]
-        left = [one._replace(rest=one.rest[len(more) :]) for one in known.candidates if one.rest[: len(more)] == more]
+        count = len(more)
+        left = [Match(row, rest[count:], weight) for row, rest, weight in known.candidates if rest[:count] == more]
         return _Found(sentence, known.shared + len(more), left) if left else None
 
     def _searched(self, sentence: Sentence, before: int | None) -> _Found:
@@ -117,18 +118,20 @@ class StoreDrafter:
         store = self._store
         follow = store.followers(before) if before is not None else []
         if not sentence:
-            whole = [self._weighed(Match(row, store.tokens(row), times), 1.0) for row, times in follow]
+            whole = [Match(row, store.tokens(row), times * self._fit(row)) for row, times in follow]
             return _Found((), _START, whole)
         shared, matches = store.matches(sentence)
         usual = {row for row, _ in follow}
-        weighed = [self._weighed(one, _FOLLOWS if one.sentence in usual else 1.0) for one in matches]
+        weighed = [
+            Match(row, rest, times * self._fit(row) * (_FOLLOWS if row in usual else 1.0))
+            for row, rest, times in matches
+        ]
         return _Found(sentence, shared, weighed)
 
-    def _weighed(self, match: Match, factor: float) -> Match:
-        asserts, denies = self._store.says(match.sentence)
-        if asserts & self._absent or denies & self._present:
-            factor *= _CONTRADICTED
-        return match._replace(weight=match.weight * factor)
+    def _fit(self, row: int) -> float:
+        """How well a sentence fits the clues."""
+        asserts, denies = self._store.says(row)
+        return _CONTRADICTED if asserts & self._absent or denies & self._present else 1.0
 
 
 def _vote(found: _Found) -> Generator[tuple[int, float], None, int | None]:
@@ -147,14 +150,15 @@ def _vote(found: _Found) -> Generator[tuple[int, float], None, int | None]:
     while candidates:
         votes: dict[int, float] = {}
         total = 0.0
-        for one in candidates:
-            total += one.weight
-            if place < len(one.rest):
-                votes[one.rest[place]] = votes.get(one.rest[place], 0.0) + one.weight
+        for _, rest, weight in candidates:
+            total += weight
+            if place < len(rest):
+                votes[rest[place]] = votes.get(rest[place], 0.0) + weight
         if not votes:
             return max(candidates, key=lambda one: one.weight).sentence
         token = max(votes, key=votes.__getitem__)
         yield token, trust * votes[token] / total
-        candidates = [one for one in candidates if place < len(one.rest) and one.rest[place] == token]
+        if len(votes) > 1 or total > votes[token]:
+            candidates = [one for one in candidates if place < len(one.rest) and one.rest[place] == token]
         place += 1
     return None
