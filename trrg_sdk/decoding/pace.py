@@ -76,6 +76,7 @@ class Costs:
         self.single = 0.0
         self.drafting = 0.25
         self._first: list[float] = []
+        self._before = 0  # width of the last pass
         self._at = [1.0 + _SLOPE * (width - 1) for width in _WIDTHS]
         self._seen = [0.0] * len(_WIDTHS)  # passes that each of them followed
 
@@ -85,8 +86,13 @@ class Costs:
         return self.single > 0
 
     def learn(self, width: int, seconds: float) -> None:
-        """Count a pass; one of 0 seconds was not timed."""
-        if seconds == 0:
+        """Count a pass; one of 0 seconds was not timed.
+
+        A single one right after a longer one is no measure of the unit: the runtime changes its plan between them, and
+        without drafts it would not have to.
+        """
+        steady, self._before = width == self._before, width
+        if seconds == 0 or (width == 1 and not steady):
             return
         if width == 1 and not self.known:
             self._first.append(seconds)
