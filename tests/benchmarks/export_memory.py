@@ -48,9 +48,11 @@ SHAPES = {
     "1.1b": {"hidden": 2048, "layers": 22, "heads": 32, "kv_heads": 4, "intermediate": 5632},  # TinyLlama
     "300m": {"hidden": 1024, "layers": 24, "heads": 16, "kv_heads": 4, "intermediate": 2816},
     "7b": {"hidden": 4096, "layers": 32, "heads": 32, "kv_heads": 32, "intermediate": 11008},  # Llama 2
+    "full": {"hidden": 2048, "layers": 22, "heads": 32, "kv_heads": 4, "intermediate": 5632},
     "toy": {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 2, "intermediate": 96},
 }
 BASE = CONFIG.with_name("base.toml")
+_BASES = ("base", "full")
 EXPORT = "import sys; from trrg_export.cli import main; sys.exit(main(sys.argv[1:]))"
 IMPORTS = (
     "import trrg_export.build, onnxruntime.quantization, onnxruntime_genai.models.builder\n"
@@ -121,7 +123,7 @@ def measure(case: str, folder: Path, code: Path, label: str) -> Cost:
     """Write a checkpoint and export it in a process of its own."""
     shape, precision = case.split(":")
     checkpoint, out = folder / "checkpoint", folder / "bundle"
-    write_checkpoint(SHAPES.get(shape, SHAPES["toy"]), checkpoint, config=BASE if shape == "base" else CONFIG)
+    write_checkpoint(SHAPES.get(shape, SHAPES["toy"]), checkpoint, config=BASE if shape in _BASES else CONFIG)
     places = os.pathsep.join(str(code / part) for part in (".", "train", "export"))
     environment = {**os.environ, "PYTHONPATH": places}
     options = [str(checkpoint), "--out", str(out), "--label-agreement", "0"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,12 @@ def traced(fp32_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Call
 
     changes: list[Callable[[str, Any], None]] = []
 
-    def load(plan: Any, _: Path) -> Any:
+    @contextmanager
+    def load(plan: Any, _: Path) -> Iterator[tuple[Any, None]]:
         model = onnx.load(str(fp32_bundle / "graphs" / f"{plan.name}.onnx"))
         for change in changes:
             change(plan.name, model)
-        return model
+        yield model, None
 
-    monkeypatch.setattr(build, "export_graph", load)
+    monkeypatch.setattr(build, "traced", load)
     return changes.append

@@ -23,9 +23,9 @@ from typing import Any
 import onnx
 from onnx import helper
 
+from trrg_export.hollow import loaded
 from trrg_export.precision.gptq import INT8_ACTIVATIONS, Calibration, Quantizer, Replacement, gptq_quantizer
 from trrg_export.precision.int8 import replace_all
-from trrg_export.to_onnx import loaded
 from trrg_sdk.errors import UsageError
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)

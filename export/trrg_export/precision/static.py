@@ -38,9 +38,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper, shape_inference
+from onnx import TensorProto, shape_inference
 
-from trrg_export.hollow import check, is_hollow, with_weights_outside, without_weights
+from trrg_export.hollow import Contents, check, is_hollow, with_weights_outside, without_weights
 from trrg_export.memory import released
 from trrg_export.precision.int8 import quantize_weights
 from trrg_export.precision.layers import relative_gap
@@ -87,7 +87,13 @@ VNNI = Form(all_bits=True)
 
 
 def to_static(
-    model: onnx.ModelProto, feeds: Sequence[Feed], *, label: str, limit: float | None, form: Form = ANYWHERE
+    model: onnx.ModelProto,
+    feeds: Sequence[Feed],
+    *,
+    label: str,
+    limit: float | None,
+    form: Form = ANYWHERE,
+    outside: Path | None = None,
 ) -> LoweredGraph:
     """Turn a graph into int8.
 
@@ -97,13 +103,14 @@ def to_static(
         label: The graph's name, for messages.
         limit: How far an output may drift, see :class:`LoweredGraph`; None takes :data:`DRIFT_LIMIT`.
         form: Which of the ways to write eight bits.
+        outside: Folder of external data of the model.
 
     Returns:
         A checked graph, the same for the same input. One that cannot hold the limit computes in fp32, with weights
         stored in int8 unless the form is symmetric, and says so.
     """
-    source, bound = _Source.of(model), DRIFT_LIMIT if limit is None else limit
-    if weight_bytes(model) >= INLINE_LIMIT:
+    source, bound = _Source.of(model, outside), DRIFT_LIMIT if limit is None else limit
+    if weight_bytes(model, outside=True) >= INLINE_LIMIT:
         return _reported(label, _left(source, (), "a graph above 2 GiB is not calibrated", form))
     trial = _Trial(source, feeds, bound, form)
     lowering = Lowering("int8", trial.convert, trial.judge, bound, as_bad=1.0, reason=_REASON)
@@ -120,18 +127,21 @@ def to_static(
     return _reported(label, found)
 
 
-def store_weights(model: onnx.ModelProto, feeds: Sequence[Feed], *, why: str) -> LoweredGraph:
+def store_weights(
+    model: onnx.ModelProto, feeds: Sequence[Feed], *, why: str, outside: Path | None = None
+) -> LoweredGraph:
     """Store the weights of a graph in int8, and let it compute in fp32.
 
     Args:
         model: fp32; left as it is.
         feeds: Inputs to measure the drift with; where there are none it is not measured.
         why: Nothing is put into int8 arithmetic.
+        outside: Folder of external data of the model.
 
     Returns:
         A checked graph.
     """
-    return _left(_Source.of(model), feeds, why, ANYWHERE)
+    return _left(_Source.of(model, outside), feeds, why, ANYWHERE)
 
 
 def _left(source: _Source, feeds: Sequence[Feed], why: str, form: Form) -> LoweredGraph:
@@ -151,16 +161,16 @@ class _Source(NamedTuple):
     """
 
     light: onnx.ModelProto
-    weights: Mapping[str, TensorProto]
+    weights: Contents
 
     @classmethod
-    def of(cls, model: onnx.ModelProto) -> _Source:
-        return cls(named(without_weights(model)), {tensor.name: tensor for tensor in model.graph.initializer})
+    def of(cls, model: onnx.ModelProto, outside: Path | None) -> _Source:
+        return cls(named(without_weights(model)), Contents(model, outside))
 
     def inputs(self) -> dict[str, Array]:
         """The large weights, for :func:`with_weights_outside`: what ONNX Runtime is fed with it does not copy."""
         names = [tensor.name for tensor in self.light.graph.initializer if is_hollow(tensor)]
-        return {name: numpy_helper.to_array(self.weights[name]) for name in names}
+        return {name: self.weights.array(name) for name in names}
 
 
 class _Trial:
