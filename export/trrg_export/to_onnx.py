@@ -7,6 +7,7 @@ exporter notes about its own run (stack traces with machine paths, module names)
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import math
@@ -160,7 +161,7 @@ def traced(plan: GraphPlan, scratch: Path | None = None) -> Iterator[tuple[onnx.
 
 
 def _trace(plan: GraphPlan, path: Path) -> None:
-    module = plan.module().eval()
+    module = _twin(plan.module().eval())
     _use_exportable_attention(module)
     free = {axis: Dim(axis) for spec in plan.inputs for axis in spec.axes if isinstance(axis, str)}
     program = torch.onnx.export(
@@ -177,8 +178,16 @@ def _trace(plan: GraphPlan, path: Path) -> None:
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     program.save(str(path), external_data=True)
+    # The library's rewriting rules hold the last graphs that they saw.
+    for weight in module.parameters():
+        weight.data = torch.empty(0)
     for value in program.model.graph.initializers.values():
-        value.const_value = None  # the library's rewriting rules hold the last graph that they saw
+        value.const_value = None
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """A copy that shares the weights, until they are taken from it."""
+    return copy.deepcopy(module, {id(weight): nn.Parameter(weight.detach(), False) for weight in module.parameters()})
 
 
 def clean(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -5,7 +5,8 @@
 A checkpoint with random weights is written; then ``trrg-export`` runs on it in a process of its own, whole: reading,
 PyTorch on the parity studies, four graphs, quantization, comparison. A shape names the language model, with encoders
 of the mini size; ``base`` has Swin-B and BERT-base with a toy language model. Random weights write no report, so the
-comparison proves nothing here and its limit on labels is lifted; what it costs is counted.
+comparison proves nothing here and its limit on labels is lifted; what it costs is counted. ``full`` has the encoders of
+``base`` and the language model of ``1.1b``.
 
 The peak is the largest resident set of that process in samples every 20 ms, pages of mapped files included: the system
 may drop those when memory is short, and *anonymous* memory is without them. (What ``getrusage`` says of a child begins
