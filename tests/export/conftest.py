@@ -36,6 +36,7 @@ def traced(fp32_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Call
     import onnx
 
     from trrg_export import build
+    from trrg_export.targets import openvino
 
     changes: list[Callable[[str, Any], None]] = []
 
@@ -47,4 +48,5 @@ def traced(fp32_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Call
         yield model, None
 
     monkeypatch.setattr(build, "traced", load)
+    monkeypatch.setattr(openvino, "traced", load)
     return changes.append
