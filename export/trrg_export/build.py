@@ -19,6 +19,7 @@ from trrg_export.decoder import check_family, decoder_spec, write_decoder
 from trrg_export.disk import room_for
 from trrg_export.distance import add_distance
 from trrg_export.drafts import add_drafts
+from trrg_export.hollow import Contents, without_weights
 from trrg_export.memory import released
 from trrg_export.model_card import model_card
 from trrg_export.parity import LIMITS, Exported, ParityError, ParityLimits, ParityReport, compare
@@ -36,7 +37,7 @@ from trrg_export.signing import read_key, sign_bundle
 from trrg_export.summary import summarize
 from trrg_export.targets import TARGETS
 from trrg_export.targets.base import ProvenSite, Site
-from trrg_export.to_onnx import GraphPlan, checkpoint_plans, export_graph, save
+from trrg_export.to_onnx import GraphPlan, checkpoint_plans, save, traced
 from trrg_sdk.bundle import Bundle, write_manifest
 from trrg_sdk.errors import DeviceError, UsageError
 from trrg_sdk.manifest import GRAPH_NAMES, MANIFEST_FILE, Manifest, TargetSpec
@@ -181,9 +182,8 @@ def pytorch_reference(checkpoint: Path, studies: int | None) -> Reference:
         loaded = load_checkpoint(checkpoint)
         check_family(loaded.trrg().llm)
         _LOG.info("running PyTorch on the parity studies")
-        reference = run_pytorch(loaded, loaded.parity_pixels()[:studies])
-        del loaded
-    return reference
+        pixels = loaded.parity_pixels()[:studies]
+        return run_pytorch(loaded, pixels, lambda: load_checkpoint(checkpoint).trrg())
 
 
 def _site(loaded: Checkpoint, folder: Path, reference: Reference, options: ExportOptions) -> Site:
@@ -236,26 +236,18 @@ def write_graphs(site: Site, int4: Int4, *, limit: float | None, drafts: bool) -
 
 def _write_graph(plan: GraphPlan, site: Site, limit: float | None) -> LoweredGraph | None:
     """Export one graph in the site's precision; what was measured of it, without the graph itself."""
-    graph = export_graph(plan, site.folder)
-    found = _lowered(graph, site, plan.name, limit)
-    path = site.folder / describe.graph_file(plan.name)
-    if found is None:
-        save(graph, path)
-        return None
-    del graph
-    save(found.model, path)
+    path, stored = site.folder / describe.graph_file(plan.name), stored_precision(site.precision)
+    with traced(plan, site.folder) as (graph, outside):
+        if stored == "fp32":
+            save(graph, path, outside)
+            return None
+        if stored == "int4":  # four bits are for what is large
+            save(quantize_weights(without_weights(graph), Contents(graph, outside)), path)
+            return None
+        lower = to_half if stored == "fp16" else to_static
+        found = lower(graph, site.feeds[plan.name], label=plan.name, limit=limit, outside=outside)
+        save(found.model, path)
     return dataclasses.replace(found, model=onnx.ModelProto())
-
-
-def _lowered(graph: onnx.ModelProto, site: Site, name: str, limit: float | None) -> LoweredGraph | None:
-    """Make the precision's graph of an fp32 one; in int4, the same one with its weights stored in eight bits."""
-    if site.precision == "fp16":
-        return to_half(graph, site.feeds[name], label=name, limit=limit)
-    if stored_precision(site.precision) == "int8":
-        return to_static(graph, site.feeds[name], label=name, limit=limit)
-    if site.precision == "int4":
-        quantize_weights(graph)
-    return None
 
 
 def _decoder_failures(decoder: Path, site: Site) -> list[str]:
@@ -306,8 +298,8 @@ def _compared(
     _LOG.info("%s; so weights are only stored in int8, and all layers compute in fp32", why)
     lowered = {}
     for plan in site.planned:
-        with released():
-            stored = store_weights(export_graph(plan, site.folder), site.feeds[plan.name], why=why)
+        with released(), traced(plan, site.folder) as (graph, outside):
+            stored = store_weights(graph, site.feeds[plan.name], why=why, outside=outside)
             save(stored.model, site.folder / describe.graph_file(plan.name))
             lowered[plan.name] = dataclasses.replace(stored, model=onnx.ModelProto())
     return compare(exported, site.planned, site.reference, limits=limits), lowered
@@ -316,7 +308,8 @@ def _compared(
 def _proven(site: Site, options: ExportOptions, lowered: dict[str, LoweredGraph]) -> Manifest:
     """Compare with PyTorch, add the targets, then write summary, card, SBOM and, last, the manifest."""
     folder, checkpoint, stored = site.folder, site.checkpoint, stored_precision(options.precision)
-    draft = describe.draft_manifest(checkpoint, folder, precision=stored)
+    with released():
+        draft = describe.draft_manifest(checkpoint, folder, precision=stored)
     limits = options.limits or LIMITS[options.precision]
     own_limits = limits if LIMITS[stored] == LIMITS[options.precision] else LIMITS[stored]
     with released():

@@ -6,20 +6,95 @@ The contents lie in one place, whatever is made of the graph: a mapping of names
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import helper
+from numpy.typing import NDArray
+from onnx import external_data_helper, helper, numpy_helper
 
 _LARGE = 1024  # elements; what shapes are computed from is smaller
 _FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+
+
+class Contents(Mapping[str, onnx.TensorProto]):
+    """The initializers of a graph by name; those that lie outside are read each time one is asked for, and not kept."""
+
+    def __init__(self, model: onnx.ModelProto, outside: Path | None = None) -> None:
+        """Look at a graph.
+
+        Args:
+            model: Its weights are inside, or external.
+            outside: Folder of external data.
+        """
+        self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._outside = outside
+
+    def __getitem__(self, name: str) -> onnx.TensorProto:
+        """Read an initializer."""
+        tensor = self._tensors[name]
+        return loaded(tensor, self._outside) if self._outside else tensor
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the names."""
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        """Count the initializers."""
+        return len(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        """Look for a name, and read nothing."""
+        return name in self._tensors
+
+    def array(self, name: str) -> NDArray[Any]:
+        """Return a weight to be read only, mapped from its file where it lies outside."""
+        tensor = self._tensors[name]
+        if self._outside is None or not external_data_helper.uses_external_data(tensor):
+            return numpy_helper.to_array(tensor)
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        return np.memmap(
+            self._outside / place["location"],
+            dtype=helper.tensor_dtype_to_np_dtype(tensor.data_type),
+            mode="r",
+            offset=int(place.get("offset", 0)),
+            shape=tuple(tensor.dims),
+        )
+
+
+def loaded(tensor: onnx.TensorProto, folder: Path) -> onnx.TensorProto:
+    """Return a copy of a tensor with its data inside.
+
+    Args:
+        tensor: May point to external data.
+        folder: Where that lies.
+    """
+    copy = onnx.TensorProto()
+    copy.CopyFrom(tensor)
+    return take_inside(copy, folder)
+
+
+def take_inside(tensor: onnx.TensorProto, folder: Path) -> onnx.TensorProto:
+    """Give a tensor in place its data, and return it.
+
+    Args:
+        tensor: May point to external data.
+        folder: Where that lies.
+    """
+    if external_data_helper.uses_external_data(tensor):
+        external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+    return tensor
 
 
 def check(model: onnx.ModelProto) -> None:
     """Check a graph with its types and shapes; ONNX's checker copies what it gets several times, so without weights.
 
     Args:
-        model: With its weights inside.
+        model: Its weights are inside, or external.
 
     Raises:
         onnx.checker.ValidationError: It breaks the standard.

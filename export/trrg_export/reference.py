@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trrg_export.memory import released
 from trrg_export.to_onnx import checkpoint_plans, example_inputs
 from trrg_train.models.checkpoint import Checkpoint
 from trrg_train.models.clue_bank import clue_inputs, embed_bank, tokenize
@@ -75,56 +76,68 @@ class Reference:
 
 
 @torch.no_grad()
-def run_pytorch(checkpoint: Checkpoint, pixels: Tensor) -> Reference:
+def run_pytorch(checkpoint: Checkpoint, pixels: Tensor, anew: Callable[[], Trrg] | None = None) -> Reference:
     """Run the checkpoint's model in fp32.
 
     Args:
         checkpoint: Of stage 2.
         pixels: float32 (K, channels, S, S), preprocessed.
+        anew: Gives its model with weights that are mapped anew, so that those of one part at a time are in memory;
+            None takes the checkpoint's own.
 
     Returns:
         Everything that parity compares.
     """
-    model, bank = checkpoint.trrg(), checkpoint.meta.clues
+    model, bank = anew or checkpoint.trrg, checkpoint.meta.clues
     longest = checkpoint.config.max_text_length
-    positive, negative = embed_bank(bank, model.perceiver, checkpoint.tokenizer, max_length=longest)
-    parts = [_run_batch(checkpoint, batch, positive, negative) for batch in pixels.split(_BATCH)]
     texts = [clue.positive for clue in bank] + [clue.negative for clue in bank]
     input_ids, mask = tokenize(texts, checkpoint.tokenizer, max_length=longest)
+    with released():
+        perceiver = model().perceiver
+        positive, negative = embed_bank(bank, perceiver, checkpoint.tokenizer, max_length=longest)
+        clue_joint = perceiver.encode_texts(input_ids, mask).numpy()
+        del perceiver
+    with released():
+        perceiver = model().perceiver
+        images = [EncodedImages(*perceiver.encode_images(batch)) for batch in pixels.split(_BATCH)]
+        del perceiver
+    with released():
+        whole = model()
+        parts = [_reports(checkpoint, whole, batch, positive, negative) for batch in images]
+        del whole
     clues = clue_inputs(bank, positive, negative, -torch.ones(1, len(bank)))._asdict()
     return Reference(
         pixels=pixels.numpy(),
         clue_inputs={f"clue_{name}": value.numpy() for name, value in clues.items()},
         clue_texts={"input_ids": input_ids.numpy(), "attention_mask": mask.numpy()},
-        clue_joint=model.perceiver.encode_texts(input_ids, mask).numpy(),
-        vision=_joined([part.vision for part in parts]),
+        clue_joint=clue_joint,
+        vision=_joined([{name: value.numpy() for name, value in batch._asdict().items()} for batch in images]),
         fusion=_joined([part.fusion for part in parts]),
         prompts=np.concatenate([part.prompts for part in parts]),
         first_logits=np.concatenate([part.first_logits for part in parts]),
         ids=tuple(ids for part in parts for ids in part.ids),
-        unseen=_unseen(checkpoint),
+        unseen=_unseen(checkpoint, model),
     )
 
 
 @dataclass(frozen=True, eq=False)
-class _Batch:
-    vision: dict[str, Array]
+class _Reports:
     fusion: dict[str, Array]
     prompts: Array
     first_logits: Array
     ids: list[tuple[int, ...]]
 
 
-def _run_batch(checkpoint: Checkpoint, pixels: Tensor, positive: Tensor, negative: Tensor) -> _Batch:
-    model, bank = checkpoint.trrg(), checkpoint.meta.clues
-    images = EncodedImages(*model.perceiver.encode_images(pixels))
-    clues = clue_inputs(bank, positive, negative, -torch.ones(len(pixels), len(bank)))
+def _reports(
+    checkpoint: Checkpoint, model: Trrg, images: EncodedImages, positive: Tensor, negative: Tensor
+) -> _Reports:
+    bank = checkpoint.meta.clues
+    clues = clue_inputs(bank, positive, negative, -torch.ones(len(images.patches), len(bank)))
     fused = model.fusion(*images, clues)
     prompts = model.embed_prompt(fused)
     generated, _ = model.generate(images, clues, max_new_tokens=checkpoint.meta.max_new_tokens)
     shown = ("prompt_embeds", "clue_logits", "clue_heat")
-    return _Batch(
-        vision={name: value.numpy() for name, value in images._asdict().items()},
+    return _Reports(
         fusion={name: getattr(fused, name).numpy() for name in shown},
         prompts=prompts.numpy(),
         first_logits=_first_logits(model, prompts),
@@ -132,11 +145,12 @@ def _run_batch(checkpoint: Checkpoint, pixels: Tensor, positive: Tensor, negativ
     )
 
 
-def _unseen(checkpoint: Checkpoint) -> dict[str, Run]:
+def _unseen(checkpoint: Checkpoint, model: Callable[[], Trrg]) -> dict[str, Run]:
     runs = {}
-    for plan in checkpoint_plans(checkpoint, checkpoint.trrg):
+    for plan in checkpoint_plans(checkpoint, model):
         inputs = example_inputs(plan, sizes=UNSEEN_SIZES, seed=0)
-        made: Any = plan.module()(*map(torch.from_numpy, inputs.values()))
+        with released():
+            made: Any = plan.module()(*map(torch.from_numpy, inputs.values()))
         values = (made,) if isinstance(made, Tensor) else made
         runs[plan.name] = Run(inputs, {name: v.numpy() for name, v in zip(plan.outputs, values, strict=True)})
     return runs

@@ -67,12 +67,14 @@ def summarize(files: Mapping[str, Path], sizes: Mapping[str, int]) -> Summary:
 
 
 def _component(path: Path, sizes: Mapping[str, int]) -> Component:
-    graph = onnx.load(str(path), load_external_data=False).graph
     inputs, _ = tensor_specs(path)
     free = [axis for spec in inputs for axis in spec.axes if isinstance(axis, str)]
+    graph = onnx.load(str(path), load_external_data=False).graph
     operators = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in graph.node)
+    count = parameters(graph)
+    del graph  # it holds the weights, and the session that counts holds them too
     return Component(
-        parameters=parameters(graph),
+        parameters=count,
         bytes=sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}.data")) if part.is_file()),
         flops=flops(path, inputs, sizes),
         sizes={axis: sizes[axis] for axis in dict.fromkeys(free)},

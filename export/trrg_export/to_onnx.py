@@ -7,6 +7,7 @@ exporter notes about its own run (stack traces with machine paths, module names)
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import math
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers import PreTrainedModel
 
-from trrg_export.hollow import check, copy_fields
+from trrg_export.hollow import check, copy_fields, is_large, loaded, take_inside
 from trrg_export.memory import released
 from trrg_export.wrappers import ClueEncoderGraph, FusionGraph, VisionGraph
 from trrg_sdk.manifest import Axes, TensorSpec
@@ -129,6 +130,23 @@ def export_graph(plan: GraphPlan, scratch: Path | None = None) -> onnx.ModelProt
     Returns:
         A checked, cleaned model in fp32.
     """
+    with traced(plan, scratch) as (model, outside):
+        for tensor in model.graph.initializer:
+            take_inside(tensor, outside)
+    return model
+
+
+@contextlib.contextmanager
+def traced(plan: GraphPlan, scratch: Path | None = None) -> Iterator[tuple[onnx.ModelProto, Path]]:
+    """Trace one graph, and leave its large weights in a file, which is there until the end of the block.
+
+    Args:
+        plan: What to export.
+        scratch: Where that file may lie; None takes the system's folder for that.
+
+    Yields:
+        A checked, cleaned model in fp32, and the folder of its external data.
+    """
     # Through a file: a message made of the program would copy all weights while PyTorch still holds them.
     with tempfile.TemporaryDirectory(prefix=".traced-", dir=scratch) as folder:
         path = Path(folder, "graph.onnx")
@@ -136,13 +154,14 @@ def export_graph(plan: GraphPlan, scratch: Path | None = None) -> onnx.ModelProt
             _trace(plan, path)
         model = clean(onnx.load(str(path), load_external_data=False))
         for tensor in model.graph.initializer:
-            take_inside(tensor, path.parent)
-    check(model)
-    return model
+            if not is_large(tensor):
+                take_inside(tensor, path.parent)
+        check(model)
+        yield model, path.parent
 
 
 def _trace(plan: GraphPlan, path: Path) -> None:
-    module = plan.module().eval()
+    module = _twin(plan.module().eval())
     _use_exportable_attention(module)
     free = {axis: Dim(axis) for spec in plan.inputs for axis in spec.axes if isinstance(axis, str)}
     program = torch.onnx.export(
@@ -159,32 +178,16 @@ def _trace(plan: GraphPlan, path: Path) -> None:
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     program.save(str(path), external_data=True)
+    # The library's rewriting rules hold the last graphs that they saw.
+    for weight in module.parameters():
+        weight.data = torch.empty(0)
+    for value in program.model.graph.initializers.values():
+        value.const_value = None
 
 
-def loaded(tensor: onnx.TensorProto, folder: Path) -> onnx.TensorProto:
-    """Return a copy of a tensor with its data inside.
-
-    Args:
-        tensor: May point to external data.
-        folder: Where that lies.
-    """
-    copy = onnx.TensorProto()
-    copy.CopyFrom(tensor)
-    return take_inside(copy, folder)
-
-
-def take_inside(tensor: onnx.TensorProto, folder: Path) -> onnx.TensorProto:
-    """Give a tensor in place its data, and return it.
-
-    Args:
-        tensor: May point to external data.
-        folder: Where that lies.
-    """
-    if external_data_helper.uses_external_data(tensor):
-        external_data_helper.load_external_data_for_tensor(tensor, str(folder))
-        tensor.ClearField("external_data")
-        tensor.ClearField("data_location")
-    return tensor
+def _twin(module: nn.Module) -> nn.Module:
+    """A copy that shares the weights, until they are taken from it."""
+    return copy.deepcopy(module, {id(weight): nn.Parameter(weight.detach(), False) for weight in module.parameters()})
 
 
 def clean(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -216,10 +219,13 @@ def save(model: onnx.ModelProto, path: Path, outside: Path | None = None) -> Non
         path: A ``.onnx`` file.
         outside: Folder of external data that goes inside; None leaves it external.
     """
-    if weight_bytes(model) < INLINE_LIMIT:
+    if weight_bytes(model, outside=outside is not None) < INLINE_LIMIT:
         with path.open("wb") as file:
             file.writelines(_pieces(model, outside))
         return
+    if outside is not None:
+        for tensor in model.graph.initializer:
+            take_inside(tensor, outside)
     onnx.save_model(
         model,
         str(path),
@@ -262,14 +268,15 @@ def _varint(value: int) -> bytes:
     return bytes([*(septet | 128 for septet in septets[:-1]), septets[-1]])
 
 
-def weight_bytes(model: onnx.ModelProto) -> int:
-    """Sum up the weights that are inside; ``ByteSize`` fails above 2 GiB.
+def weight_bytes(model: onnx.ModelProto, *, outside: bool) -> int:
+    """Sum up the weights; ``ByteSize`` fails above 2 GiB.
 
     Args:
         model: With or without external data.
+        outside: Whether that counts too.
     """
-    inside = (t for t in model.graph.initializer if not external_data_helper.uses_external_data(t))
-    return sum(math.prod(t.dims) * helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in inside)
+    counted = (t for t in model.graph.initializer if outside or not external_data_helper.uses_external_data(t))
+    return sum(math.prod(t.dims) * helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in counted)
 
 
 def tensor_specs(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

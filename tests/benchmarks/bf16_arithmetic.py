@@ -21,8 +21,9 @@ from torch import nn
 
 from trrg_export.build import ExportOptions, export_bundle
 from trrg_export.parity import LIMITS, Exported, compare
-from trrg_export.precision.static import DRIFT_LIMIT, VNNI, to_static
+from trrg_export.precision.static import VNNI, to_static
 from trrg_export.reference import Reference, run_pytorch
+from trrg_export.targets.openvino import DRIFT_LIMITS
 from trrg_export.to_onnx import GraphPlan, checkpoint_plans, export_graph, save
 from trrg_sdk.backends import onnxruntime
 from trrg_sdk.backends import openvino as backend
@@ -31,7 +32,6 @@ from trrg_sdk.bundle import Bundle
 from trrg_sdk.manifest import DecoderSpec, GraphSpec, Manifest, TargetSpec, TensorSpec
 from trrg_train.models.checkpoint import load_checkpoint
 
-DRIFT_LIMITS = (DRIFT_LIMIT, DRIFT_LIMIT / 2)  # of int8
 ROUNDED, PRODUCTS = "every tensor in bf16", "products in bf16, norms and softmax in fp32 (autocast)"
 
 
@@ -120,8 +120,9 @@ def encoder_outcomes(
     graph, feeds = export_graph(planned[0]), reference.feeds()["vision"]
     for limit in DRIFT_LIMITS:
         file = f"vision.{limit}.onnx"
-        save(to_static(graph, feeds, label="vision", limit=limit, form=VNNI).model, bundle.folder / file)
-        forms[f"int8-bf16 (`--value-limit {limit}`)"] = (backend.INT8_BF16, file)
+        found = to_static(graph, feeds, label="vision", limit=limit, form=VNNI)
+        save(found.model, bundle.folder / file)
+        forms[f"int8-bf16, drift at most {limit}: {len(found.kept)} products in bf16"] = (backend.INT8_BF16, file)
     tables: dict[str, Mapping[str, Any]] = {}
     for name, (precision, file) in forms.items():
         vision = dataclasses.replace(own, file=file, precision=precision)

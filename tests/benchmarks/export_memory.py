@@ -5,7 +5,8 @@
 A checkpoint with random weights is written; then ``trrg-export`` runs on it in a process of its own, whole: reading,
 PyTorch on the parity studies, four graphs, quantization, comparison. A shape names the language model, with encoders
 of the mini size; ``base`` has Swin-B and BERT-base with a toy language model. Random weights write no report, so the
-comparison proves nothing here and its limit on labels is lifted; what it costs is counted.
+comparison proves nothing here and its limit on labels is lifted; what it costs is counted. ``full`` has the encoders of
+``base`` and the language model of ``1.1b``.
 
 The peak is the largest resident set of that process in samples every 20 ms, pages of mapped files included: the system
 may drop those when memory is short, and *anonymous* memory is without them. (What ``getrusage`` says of a child begins
@@ -48,9 +49,11 @@ SHAPES = {
     "1.1b": {"hidden": 2048, "layers": 22, "heads": 32, "kv_heads": 4, "intermediate": 5632},  # TinyLlama
     "300m": {"hidden": 1024, "layers": 24, "heads": 16, "kv_heads": 4, "intermediate": 2816},
     "7b": {"hidden": 4096, "layers": 32, "heads": 32, "kv_heads": 32, "intermediate": 11008},  # Llama 2
+    "full": {"hidden": 2048, "layers": 22, "heads": 32, "kv_heads": 4, "intermediate": 5632},
     "toy": {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 2, "intermediate": 96},
 }
 BASE = CONFIG.with_name("base.toml")
+_BASES = ("base", "full")
 EXPORT = "import sys; from trrg_export.cli import main; sys.exit(main(sys.argv[1:]))"
 IMPORTS = (
     "import trrg_export.build, onnxruntime.quantization, onnxruntime_genai.models.builder\n"
@@ -121,7 +124,7 @@ def measure(case: str, folder: Path, code: Path, label: str) -> Cost:
     """Write a checkpoint and export it in a process of its own."""
     shape, precision = case.split(":")
     checkpoint, out = folder / "checkpoint", folder / "bundle"
-    write_checkpoint(SHAPES.get(shape, SHAPES["toy"]), checkpoint, config=BASE if shape == "base" else CONFIG)
+    write_checkpoint(SHAPES.get(shape, SHAPES["toy"]), checkpoint, config=BASE if shape in _BASES else CONFIG)
     places = os.pathsep.join(str(code / part) for part in (".", "train", "export"))
     environment = {**os.environ, "PYTHONPATH": places}
     options = [str(checkpoint), "--out", str(out), "--label-agreement", "0"]

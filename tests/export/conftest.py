@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,17 @@ def traced(fp32_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Call
     import onnx
 
     from trrg_export import build
+    from trrg_export.targets import openvino
 
     changes: list[Callable[[str, Any], None]] = []
 
-    def load(plan: Any, _: Path) -> Any:
+    @contextmanager
+    def load(plan: Any, _: Path) -> Iterator[tuple[Any, None]]:
         model = onnx.load(str(fp32_bundle / "graphs" / f"{plan.name}.onnx"))
         for change in changes:
             change(plan.name, model)
-        return model
+        yield model, None
 
-    monkeypatch.setattr(build, "export_graph", load)
+    monkeypatch.setattr(build, "traced", load)
+    monkeypatch.setattr(openvino, "traced", load)
     return changes.append

@@ -8,6 +8,7 @@ import tracemalloc
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +20,13 @@ pytest.importorskip("onnxruntime_genai")
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from tests.export import tiny
+from trrg_export.hollow import Contents
 from trrg_export.parity import LIMITS, Exported, compare
+from trrg_export.precision.half import to_half
 from trrg_export.precision.sections import NODES, Sections, cut
+from trrg_export.precision.static import to_static
 from trrg_export.reference import run_pytorch
-from trrg_export.to_onnx import checkpoint_plans, save
+from trrg_export.to_onnx import checkpoint_plans, save, traced
 from trrg_sdk.backends.onnxruntime import OrtBackend
 from trrg_sdk.backends.ort_session import OrtGraph
 from trrg_sdk.bundle import Bundle
@@ -41,7 +45,7 @@ LARGE = {
 """82 million weights, 330 MB."""
 ENCODER = {"hidden_size": 768, "num_hidden_layers": 8, "num_attention_heads": 12, "intermediate_size": 3072}
 """57 million weights, 230 MB."""
-MOST = {"int4": 1.5, "fp16": 4.5}
+MOST = {"int4": 1.5, "fp16": 3.0}
 WIDTH = 256
 PRODUCTS = 64
 EXPORT = """
@@ -70,7 +74,7 @@ def _exported(checkpoint: Path, precision: str) -> tuple[int, int]:
 def test_an_export_holds_a_small_multiple_of_the_checkpoint(tmp_path: Path) -> None:
     """A tiny checkpoint costs the same but for its weights: libraries, traces, sessions.
 
-    We aim at 1.5. The search for the layers that stay in fp32 holds 4.1 times an encoder that is most of it.
+    We aim at 1.5. On a CPU ONNX Runtime widens the weights of an encoder in fp16 while it opens it, beside what it read.
     """
     nothing, without = _exported(tiny.write_checkpoint(tmp_path / "tiny"), "int4")
     large = {
@@ -94,12 +98,48 @@ def test_a_graph_is_written_one_weight_at_a_time(tmp_path: Path) -> None:
 
 def test_external_weights_go_inside_one_at_a_time(tmp_path: Path) -> None:
     model = _chain()
-    source = tmp_path / "source.onnx"
-    onnx.save_model(_chain(), str(source), save_as_external_data=True, location="source.data")
-    outside = onnx.load(str(source), load_external_data=False)
+    outside = _outside(tmp_path)
     assert outside.ByteSize() < model.ByteSize() / 8
     assert _traced(lambda: save(outside, tmp_path / "graph.onnx", tmp_path)) < model.ByteSize() / 8
     assert onnx.load(str(tmp_path / "graph.onnx"), load_external_data=False) == model
+
+
+def test_contents_read_what_lies_outside_when_it_is_asked_for(tmp_path: Path) -> None:
+    model, outside = _chain(), _outside(tmp_path)
+    contents = Contents(outside, tmp_path)
+    (tmp_path / "source.data").rename(tmp_path / "away.data")
+    assert list(contents) == [tensor.name for tensor in model.graph.initializer]
+    assert "w0" in contents
+    assert "w" not in contents
+    with pytest.raises(onnx.checker.ValidationError, match=r"source\.data"):
+        contents["w0"]
+    (tmp_path / "away.data").rename(tmp_path / "source.data")
+    assert contents["w1"] == model.graph.initializer[1]
+    assert np.array_equal(contents.array("w1"), numpy_helper.to_array(model.graph.initializer[1]))
+    assert _traced(lambda: [contents.array(name).sum() for name in contents]) < model.ByteSize() / 8
+
+
+@pytest.mark.parametrize("lower", [to_half, to_static])
+def test_a_graph_with_its_weights_outside_is_lowered_to_the_same(tmp_path: Path, lower: Callable[..., Any]) -> None:
+    feeds = [{"x0": np.linspace(-1, 1, WIDTH, dtype=np.float32)[None]}]
+    inside = lower(_chain(), feeds, label="test", limit=10.0)
+    outside = lower(_outside(tmp_path), feeds, label="test", limit=10.0, outside=tmp_path)
+    assert outside.model.SerializeToString(deterministic=True) == inside.model.SerializeToString(deterministic=True)
+    assert outside.drift == inside.drift
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="Linux tells there what a process maps")
+def test_what_was_traced_lets_go_of_its_weights(tiny_checkpoint: Path) -> None:
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text("utf-8").count(str(tiny_checkpoint / "model.safetensors"))
+
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    before = mapped()
+    for plan in checkpoint_plans(checkpoint, lambda: load_checkpoint(tiny_checkpoint).trrg()):
+        with traced(plan) as (_, outside):
+            assert len(list(outside.iterdir())) == 2
+            assert mapped() == before > 0
+        assert not outside.exists()
 
 
 def test_sections_hold_their_own_weights_only() -> None:
@@ -127,6 +167,14 @@ def test_the_clue_encoder_is_closed_before_the_graphs_of_a_report_are_opened(
     report = compare(exported, checkpoint_plans(checkpoint, checkpoint.trrg), reference, limits=LIMITS["fp32"])
     assert report.failures == ()
     assert backend.beside == {"clue_encoder": set(), "vision": set(), "fusion": {"vision"}}
+
+
+def _outside(folder: Path) -> ModelProto:
+    """The chain with its weights in a file of the folder."""
+    source = folder / "source.onnx"
+    onnx.save_model(_chain(), str(source), save_as_external_data=True, location="source.data")
+    model: ModelProto = onnx.load(str(source), load_external_data=False)
+    return model
 
 
 class _Watched(OrtBackend):

@@ -17,8 +17,10 @@ pytest.importorskip("onnxruntime_genai")
 openvino = pytest.importorskip("openvino")
 
 from trrg_export import build, cli
-from trrg_export.parity import LIMITS
+from trrg_export.parity import LIMITS, ParityReport, compare
+from trrg_export.precision.static import to_static
 from trrg_export.targets import TARGETS
+from trrg_export.targets import openvino as target
 from trrg_sdk import Reporter
 from trrg_sdk.backends import openvino as backend
 from trrg_sdk.bundle import Bundle
@@ -198,6 +200,57 @@ def test_int8_with_bf16_is_another_vision_graph(export: Callable[..., int], tmp_
     assert manifest.parity["int8-bf16 on openvino-cpu"]["int8_drift"].keys() == {"vision"}
     reporter = Reporter(bundle, device="openvino")
     assert reporter._provenance().precision == "vision int8-bf16, clue_encoder int8, fusion int8, decoder int8"
+
+
+@pytest.mark.parametrize(
+    ("agreements", "tried"),
+    [((1.0,), 1), ((0.9, 0.99, 1.0), 3), ((0.9, 0.9, 0.9, 0.9), 4)],
+    ids=["at once", "later", "never"],
+)
+def test_int8_with_bf16_is_tightened_until_no_label_flips(
+    export: Callable[..., int],
+    tmp_path: Path,
+    tolerant: None,
+    monkeypatch: pytest.MonkeyPatch,
+    agreements: tuple[float, ...],
+    tried: int,
+) -> None:
+    """What does not help within the limits is refused by the limit on labels alone, which is loose here."""
+    outcomes, limits = iter(agreements), list[float]()
+
+    def compared(*args: Any, **options: Any) -> ParityReport:
+        report = compare(*args, **options)
+        return dataclasses.replace(report, table={**report.table, "label_agreement": next(outcomes)})
+
+    def lowered(*graph: Any, limit: float, **options: Any) -> Any:
+        limits.append(limit)
+        return to_static(*graph, limit=limit, **options)
+
+    monkeypatch.setattr(target, "compare", compared)
+    monkeypatch.setattr(target, "to_static", lowered)
+    assert export("--int8-bf16", "--target", "openvino") == 0
+    assert limits == list(target.DRIFT_LIMITS[:tried])
+    table: Any = Bundle.load(tmp_path / "bundle").manifest.parity["int8-bf16 on openvino-cpu"]
+    assert table["label_agreement"] == agreements[-1]
+
+
+def test_a_drift_limit_that_was_asked_for_is_the_only_one(
+    export: Callable[..., int], tolerant: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float] = []
+
+    def lowered(*graph: Any, limit: float, **options: Any) -> Any:
+        limits.append(limit)
+        return to_static(*graph, limit=limit, **options)
+
+    def compared(*args: Any, **options: Any) -> ParityReport:
+        report = compare(*args, **options)
+        return dataclasses.replace(report, table={**report.table, "label_agreement": 0.9})
+
+    monkeypatch.setattr(target, "compare", compared)
+    monkeypatch.setattr(target, "to_static", lowered)
+    assert export("--int8-bf16", "--target", "openvino", "--value-limit", "0.5") == 0
+    assert limits == [0.5]
 
 
 def _int8_weights(path: Path) -> dict[str, np.ndarray]:

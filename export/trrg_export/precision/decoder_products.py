@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx
 from onnx import helper
 
+from trrg_export.hollow import loaded
 from trrg_export.precision.int8 import replace_all
-from trrg_export.to_onnx import loaded
 
 CONTRIB = "com.microsoft"
 Replacement = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]

@@ -16,12 +16,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper, shape_inference
 
-from trrg_export.hollow import check, is_hollow, without_weights
+from trrg_export.hollow import Contents, check, is_hollow, without_weights
 from trrg_export.parity import ParityError
 from trrg_export.precision.layers import Weights, contents, errors, magnitude, peaks, tensor_types
 from trrg_export.precision.lowered import (
@@ -33,7 +34,7 @@ from trrg_export.precision.lowered import (
     settle,
 )
 from trrg_export.precision.sections import Feed
-from trrg_export.to_onnx import clean
+from trrg_export.to_onnx import INLINE_LIMIT, clean, weight_bytes
 from trrg_sdk.errors import UsageError
 
 _LARGEST = 65504.0  # of fp16
@@ -41,12 +42,13 @@ SAFE = _LARGEST / 2
 """The largest magnitude that may be measured in fp16: a study that nobody measured may reach further."""
 _ROUNDING = 2.0**-11  # half a unit in the last place
 _SMALLEST = 2.0**-14  # 6.1e-5: below this fp16 loses digits, and below 6e-8 everything
-_PROTOBUF = 2**31 - 1  # bytes; the converter holds the graph in one message
 
 _LOG = logging.getLogger(__name__)
 
 
-def to_half(model: onnx.ModelProto, feeds: Sequence[Feed], *, label: str, limit: float | None) -> LoweredGraph:
+def to_half(
+    model: onnx.ModelProto, feeds: Sequence[Feed], *, label: str, limit: float | None, outside: Path | None = None
+) -> LoweredGraph:
     """Turn a graph into fp16.
 
     Args:
@@ -54,6 +56,7 @@ def to_half(model: onnx.ModelProto, feeds: Sequence[Feed], *, label: str, limit:
         feeds: Inputs of one run each, to measure with.
         label: The graph's name, for messages.
         limit: How far an output may drift, see :class:`LoweredGraph`; None asks only that every number stays one.
+        outside: Folder of external data of the model, which is read a few weights at a time.
 
     Returns:
         A checked graph, the same for the same input.
@@ -62,10 +65,9 @@ def to_half(model: onnx.ModelProto, feeds: Sequence[Feed], *, label: str, limit:
         ParityError: The limit is passed however many layers stay in fp32; it names the worst one.
         UsageError: The graph is too large for one protobuf message.
     """
-    if model.ByteSize() > _PROTOBUF:
-        raise UsageError(f"{label}: fp16 is made of graphs below 2 GiB, got {model.ByteSize()} bytes; use another one")
-    source = named(without_weights(model))
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    if (size := weight_bytes(model, outside=True)) > INLINE_LIMIT:
+        raise UsageError(f"{label}: fp16 is made of graphs below 2 GiB, got {size} bytes of weights; use another one")
+    source, weights = named(without_weights(model)), Contents(model, outside)
     bound = math.inf if limit is None else limit
     lowering = Lowering(
         "fp16",
