@@ -74,7 +74,7 @@ def _exported(checkpoint: Path, precision: str) -> tuple[int, int]:
 def test_an_export_holds_a_small_multiple_of_the_checkpoint(tmp_path: Path) -> None:
     """A tiny checkpoint costs the same but for its weights: libraries, traces, sessions.
 
-    We aim at 1.5. On a CPU ONNX Runtime widens the weights of an encoder in fp16 while it opens it, beside those it read.
+    We aim at 1.5. While it opens an encoder in fp16 on a CPU, ONNX Runtime holds its weights widened too.
     """
     nothing, without = _exported(tiny.write_checkpoint(tmp_path / "tiny"), "int4")
     large = {
