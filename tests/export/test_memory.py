@@ -45,7 +45,7 @@ LARGE = {
 """82 million weights, 330 MB."""
 ENCODER = {"hidden_size": 768, "num_hidden_layers": 8, "num_attention_heads": 12, "intermediate_size": 3072}
 """57 million weights, 230 MB."""
-MOST = {"int4": 1.5, "fp16": 3.0}
+MOST = {"int4": 1.5, "fp16": 2.3}
 WIDTH = 256
 PRODUCTS = 64
 EXPORT = """
