@@ -98,9 +98,7 @@ def run_pytorch(checkpoint: Checkpoint, pixels: Tensor, anew: Callable[[], Trrg]
         clue_joint = perceiver.encode_texts(input_ids, mask).numpy()
         del perceiver
     with released():
-        perceiver = model().perceiver
-        images = [EncodedImages(*perceiver.encode_images(batch)) for batch in pixels.split(_BATCH)]
-        del perceiver
+        images = _encoded(model(), pixels)
     with released():
         whole = model()
         parts = [_reports(checkpoint, whole, batch, positive, negative) for batch in images]
@@ -118,6 +116,10 @@ def run_pytorch(checkpoint: Checkpoint, pixels: Tensor, anew: Callable[[], Trrg]
         ids=tuple(ids for part in parts for ids in part.ids),
         unseen=_unseen(checkpoint, model),
     )
+
+
+def _encoded(model: Trrg, pixels: Tensor) -> list[EncodedImages]:
+    return [EncodedImages(*model.perceiver.encode_images(batch)) for batch in pixels.split(_BATCH)]
 
 
 @dataclass(frozen=True, eq=False)

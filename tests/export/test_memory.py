@@ -45,7 +45,7 @@ LARGE = {
 """82 million weights, 330 MB."""
 ENCODER = {"hidden_size": 768, "num_hidden_layers": 8, "num_attention_heads": 12, "intermediate_size": 3072}
 """57 million weights, 230 MB."""
-MOST = {"int4": 1.5, "fp16": 3.0}
+MOST = {"int4": 1.5, "fp16": 2.3}
 WIDTH = 256
 PRODUCTS = 64
 EXPORT = """
@@ -74,7 +74,7 @@ def _exported(checkpoint: Path, precision: str) -> tuple[int, int]:
 def test_an_export_holds_a_small_multiple_of_the_checkpoint(tmp_path: Path) -> None:
     """A tiny checkpoint costs the same but for its weights: libraries, traces, sessions.
 
-    We aim at 1.5. On a CPU ONNX Runtime widens an encoder's fp16 weights while it opens it, beside those it read.
+    We aim at 1.5. While it opens an encoder in fp16 on a CPU, ONNX Runtime holds its weights widened too.
     """
     nothing, without = _exported(tiny.write_checkpoint(tmp_path / "tiny"), "int4")
     large = {
