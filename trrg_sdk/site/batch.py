@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from trrg_sdk.dicom import Radiograph
 from trrg_sdk.errors import InputError, RefusedError, UsageError
@@ -21,7 +21,6 @@ from trrg_sdk.site.card import facts, refusal_card, report_card, thumbnail
 from trrg_sdk.site.ledger import Ledger, Mark, Row, State
 from trrg_sdk.site.look import Known, Options, Settling, look
 from trrg_sdk.site.prepare import Prepared, Task, complete, prepare
-from trrg_sdk.site.studies import Study
 from trrg_sdk.site.walk import Tree
 from trrg_sdk.version import __version__
 
@@ -29,8 +28,7 @@ REPORTS, CARDS, PICTURES = "reports", "cards", "pictures"
 
 _PATIENCE = 10  # times the settle time: so long a cut-off file is taken for one that is still being written
 _AHEAD = 2  # studies that each worker reads ahead
-_BEHIND = 6  # studies that wait to be written
-_WRITERS = 3
+_BEHIND = 4  # studies that wait to be written
 TRY_AGAIN = ("unreadable",)  # the disk's fault, not the study's: looked at again in the next round
 
 
@@ -69,38 +67,16 @@ class Tally:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-class Written(NamedTuple):
-    """A study whose files are on the disk.
-
-    Attributes:
-        study: It.
-        row: For the ledger.
-        report: None where there is none.
-        files: Of the report.
-    """
-
-    study: Study
-    row: Row
-    report: Report | None
-    files: list[Path]
-
-
 class _Desk:
-    """Writes in threads of its own, so that the disk's time is not the model's; never far behind.
-
-    Files of several studies are brought onto the disk at once, since most of that is waiting; what follows is done in
-    the order in which studies were handed in.
-    """
+    """Writes in a thread of its own, in order, so that the disk's time is not the model's; never far behind."""
 
     def __init__(self) -> None:
-        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="trrg-write")
-        self._clerk = ThreadPoolExecutor(1, thread_name_prefix="trrg-note")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="trrg-write")
         self._pending: deque[Future[None]] = deque()
 
-    def hand(self, write: Callable[[], Written], note: Callable[[Written], None]) -> None:
-        """Take a study; raises what went wrong with an earlier one."""
-        written = self._writers.submit(write)
-        self._pending.append(self._clerk.submit(lambda: note(written.result())))
+    def hand(self, work: Callable[[], None]) -> None:
+        """Take work; raises what went wrong with earlier work."""
+        self._pending.append(self._thread.submit(work))
         while len(self._pending) > _BEHIND:
             self._pending.popleft().result()
 
@@ -109,8 +85,7 @@ class _Desk:
 
     def __exit__(self, *_: object) -> None:
         """Finish what was taken, also when the round is broken off: these studies are read and written."""
-        self._writers.shutdown(wait=True)
-        self._clerk.shutdown(wait=True)
+        self._thread.shutdown(wait=True)
         while self._pending:
             self._pending.popleft().result()
 
@@ -223,10 +198,10 @@ class Batch:
         return (mark.manifest, mark.formats, mark.content) == now and mark.code not in TRY_AGAIN
 
     def _hand(self, prepared: Prepared, reading: Reading | None, run: _Round) -> None:
-        run.desk.hand(lambda: self._write(prepared, reading, run), lambda written: self._note(written, run))
+        run.desk.hand(lambda: self._finish(prepared, reading, run))
 
-    def _write(self, prepared: Prepared, reading: Reading | None, run: _Round) -> Written:
-        """Bring the files of a study onto the disk."""
+    def _finish(self, prepared: Prepared, reading: Reading | None, run: _Round) -> None:
+        """Bring the files of a study onto the disk, then say so in the ledger."""
         study, files = prepared.task.study, {}
         if reading is not None:
             reading = replace(reading, report=complete(reading.report, self._tree, prepared))
@@ -241,13 +216,8 @@ class Batch:
         outbox.write(files)
         if study.key in run.marks:
             outbox.remove(self._of_before(study.name) - set(files))
-        return Written(study, row, report, [path for path in files if path.parent.name == REPORTS])
-
-    def _note(self, written: Written, run: _Round) -> None:
-        """Say in the ledger what became of a study whose files are on the disk."""
-        study, row, report, files = written
         if report is not None and self._options.filed is not None:
-            self._options.filed(files)
+            self._options.filed([path for path in files if path.parent.name == REPORTS])
         self._ledger.finish(study.key, row, audit=self._audit(study.name, row, report))
         run.tally.finished[row.state] += 1
         run.progress.advance(row.state)
