@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from trrg_sdk.backends import Backend, open_decoder, open_graphs
 from trrg_sdk.backends.base import Decoder, Divisible, Graph
-from trrg_sdk.backends.batch import Batchable
+from trrg_sdk.backends.batch import Batchable, BatchDecoder
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.clues import Calibration, Clue, ClueEncoder, EncodedClues, heat_maps
 from trrg_sdk.decoding.alike import passes_agree
@@ -235,9 +235,19 @@ class Engine:
         if opened is None:
             return None
         if slots not in self._near_ties:
-            precision = self._manifest.graph("decoder", target=self._target).precision
-            self._near_ties[slots] = near_tie(opened, self._token_embedding, precision)
+            self._near_ties[slots] = self._near_tie_of(opened)
         return BatchWriter(opened, self._token_embedding, self._rules(), near_tie=self._near_ties[slots])
+
+    def _near_tie_of(self, opened: BatchDecoder) -> float:
+        """The lead below which a token of a batch is not trusted.
+
+        In a graph whose passes of any width agree a single position goes through another attention than the rows of a
+        batch: a trial might find them equal by chance, so there is none.
+        """
+        precision, drafts = self._manifest.graph("decoder", target=self._target).precision, self._manifest.drafts
+        if drafts and drafts.near_tie == 0:
+            return NEAR_TIE.get(precision, float("inf"))
+        return near_tie(opened, self._token_embedding, precision)
 
     def text(self, ids: Sequence[int]) -> str:
         """Turn token ids into text."""

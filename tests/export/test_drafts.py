@@ -86,6 +86,19 @@ def test_the_margin_covers_what_was_measured(fp32_bundle: Path, reference: Refer
     assert 0 < change < bundle.manifest.drafts.near_tie
 
 
+@pytest.mark.parametrize("tokens", [1, 10**6])
+def test_passes_agree_only_where_enough_was_read(
+    bare: Bundle, checkpoint: Checkpoint, reference: Reference, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    """A model that writes next to nothing shows no difference either."""
+    monkeypatch.setattr("trrg_export.drafts.largest_change", lambda *_: 0.0)
+    monkeypatch.setattr("trrg_export.drafts._TOKENS", tokens)
+    monkeypatch.setattr("trrg_export.drafts._prove", lambda *_, **__: None)
+    spec = add_drafts(bare, checkpoint, reference, least=2)
+    assert spec
+    assert spec.near_tie == (0.0 if tokens == 1 else NEAR_TIE["fp32"])
+
+
 def test_sentence_ends_are_read_from_the_tokenizer(checkpoint: Checkpoint) -> None:
     ends = sentence_ends(checkpoint.tokenizer)
     assert 2 in ends

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -259,6 +259,29 @@ def test_costs_follow_a_device_that_reads_two_positions_in_the_time_of_one() -> 
     for width, cost in measured.items():
         assert costs.of(width) == pytest.approx(cost, rel=0.1)
     assert costs.of(2) < costs.of(3) < costs.of(4) < costs.of(6) < costs.of(8)
+
+
+def test_a_single_pass_after_a_longer_one_is_no_measure() -> None:
+    """The runtime plans anew between them: without drafts it would not."""
+    costs = Costs()
+    for width in (1, 1, 1, 1, *(4, 1) * 200):
+        costs.learn(width, 0.002 if width == 1 and costs.known else 0.001)
+    assert costs.single == pytest.approx(0.001)
+    for _ in range(200):
+        costs.learn(1, 0.002)
+    assert costs.single == pytest.approx(0.002, rel=0.1)
+
+
+def test_no_more_is_guessed_than_may_be_of_use() -> None:
+    asked = list[float]()
+
+    def unsure() -> Iterator[float]:
+        while True:
+            asked.append(0.1)
+            yield 0.1
+
+    assert Pace().length(unsure()) <= 1
+    assert len(asked) < 5
 
 
 def test_each_rest_without_a_gain_is_longer() -> None:

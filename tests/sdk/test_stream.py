@@ -109,6 +109,15 @@ def test_passes_that_differed_in_the_export_are_not_tried(drafting: Path, monkey
     assert drafts.near_tie == NEAR_TIE["int8"]
 
 
+def test_a_batch_is_not_tried_where_single_positions_go_another_way(
+    agreeing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trrg_sdk.engine.near_tie", lambda *_: 0.0)  # equal by chance
+    engine = Reporter(agreeing, device="cpu")._engine
+    assert engine.batch(2)
+    assert engine._near_ties == {2: NEAR_TIE["int8"]}
+
+
 def test_threads_that_look_at_once_try_the_decoder_once(
     agreeing: Path, expected: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,7 +137,7 @@ def _fill_followers(
 
 
 class ReportStore:
-    """Looks sentences up. Reads arrays that may be memory-mapped."""
+    """Looks sentences up. The arrays may be memory-mapped; copies of the tokens and of some columns are in memory."""
 
     def __init__(self, arrays: StoreArrays, *, ends: Collection[int], label: str = "drafts") -> None:
         """Keep a store.

@@ -5,10 +5,10 @@ a scale for each output channel. Nothing is calibrated, no position changes what
 integers have no order: so a product gives a position the same, bit for bit, however many positions a pass reads.
 
 Why not ``MatMulNBits`` with eight bits, which onnxruntime-genai's builder writes: its kernels take the rows of a pass
-one after the other. 13 M weights in products of 512 by 1408, one AVX-512 core with VNNI, ms over 1 · 2 · 4 · 8 · 16
-positions: MatMulNBits .36 · .48 · .88 · 1.79 · 3.45, MatMulIntegerToFloat .35 · .33 · .41 · .69 · 1.26. So here a
-draft of several tokens costs little more than one token. How far rounded activations move what a product writes (the
-decoder of ``iu_decoder.py``, root mean square): .2 to .5 %, behind the activation of the feed-forward layer 1.7 %. One
+one after the other. A pass over 2 · 4 · 8 · 16 positions cost 1.0 · 1.6 · 2.7 · 5.1 of one with it, and costs 1.0 · 1.1
+· 1.5 · 2.3 now (``tests/benchmarks/decode.py iu``, AVX-512 with VNNI). So here a draft of several tokens costs little
+more than one token. How far rounded activations move what a product writes (the decoder of ``iu_decoder.py``, root
+mean square, by a script that was not kept): .2 to .5 %, behind the activation of the feed-forward layer 1.7 %. One
 scale for all positions, measured once, would be .5 to .9 % and 4 to 6 %; scales of 32 numbers, as MatMulNBits has, .1
 to .5 %.
 
