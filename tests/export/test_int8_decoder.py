@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trrg_export.decoder import write_decoder
 from trrg_export.precision.int4 import Int4
-from trrg_export.precision.int8_decoder import WEIGHT_LEVELS, quantize_decoder
+from trrg_export.precision.int8_decoder import quantize_decoder
 from trrg_export.reference import run_pytorch
 from trrg_sdk.backends import onnxruntime
 from trrg_sdk.bundle import Bundle
@@ -91,7 +91,8 @@ def test_the_decoder_of_a_bundle(tiny_checkpoint: Path, fp32_bundle: Path, tmp_p
     assert kinds["MatMulIntegerToFloat"] == 2 * 5 + 1, "two layers of five products, and the head"
     assert kinds["QuantizeLinear"] == 2 * 4 + 1, "gate and up read the same"
     levels = [numpy_helper.to_array(one) for one in graph.initializer if one.name.endswith(".int8")]
-    assert max(int(np.abs(one).max()) for one in levels) == WEIGHT_LEVELS, "sums of two products fit into 16 bits"
+    largest = max(int(np.abs(one).max()) for one in levels)
+    assert 2 * 255 * largest < 2**15 <= 2 * 255 * (largest + 2), "two products just fit into 16 bits"
     spec = Bundle.load(fp32_bundle).manifest.decoder
     backend = onnxruntime.open_backend(device="cpu", threads=1)
     rows = []

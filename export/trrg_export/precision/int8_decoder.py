@@ -27,7 +27,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from trrg_export.precision.decoder_products import CONTRIB, Replacement, replace_products
 from trrg_export.precision.int8 import quantize
 
-WEIGHT_LEVELS = 63
+_WEIGHT_LEVELS = 63
 _LEVELS = 127
 _MIDDLE = 128  # activations are uint8: ONNX Runtime's kernels for AVX2 are slow with int8
 _PREFIX = "int8/"
@@ -61,7 +61,7 @@ def _in_int8(node: NodeProto, weight: TensorProto, rounded: set[str]) -> Replace
     read, written = node.input[0], node.output[0]
     nodes = [] if read in rounded else _rounding(read)
     rounded.add(read)
-    levels, scale = quantize(numpy_helper.to_array(weight), axis=1, levels=WEIGHT_LEVELS)
+    levels, scale = quantize(numpy_helper.to_array(weight), axis=1, levels=_WEIGHT_LEVELS)
     tensors = [
         numpy_helper.from_array(levels, f"{weight.name}.int8"),
         numpy_helper.from_array(scale[0], f"{weight.name}.scale"),
