@@ -165,7 +165,7 @@ def pick_frontal(
     if not ranked:
         raise InputError("the study holds no frontal chest image; send the PA or AP view", code="no_frontal")
     chosen = ranked[0]
-    return chosen, [(other, why_not(chosen)) for other in radiographs if other is not chosen]
+    return chosen, [(other, why_not(chosen.view_position)) for other in radiographs if other is not chosen]
 
 
 def is_lateral(radiograph: Radiograph) -> bool:
@@ -178,9 +178,9 @@ def rank(radiograph: Radiograph) -> int:
     return {"PA": 0, "AP": 1}.get(radiograph.view_position, 2)
 
 
-def why_not(chosen: Radiograph) -> GateReason:
-    """Say why an image of the study that the gate lets pass was not reported and ``chosen`` was."""
-    return reason("other_frontal", better=chosen.view_position or "larger")
+def why_not(chosen: str) -> GateReason:
+    """Say why an image of the study that the gate lets pass was not reported and one of the view ``chosen`` was."""
+    return reason("other_frontal", better=chosen or "larger")
 
 
 def _from_array(array: NDArray[Any]) -> Radiograph:

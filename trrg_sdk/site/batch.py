@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from trrg_sdk.dicom import Radiograph
-from trrg_sdk.errors import InputError, RefusedError, UsageError
+from trrg_sdk.errors import DicomError, InputError, RefusedError, UsageError
 from trrg_sdk.outputs.deidentify import deidentify
 from trrg_sdk.reading import Reading
 from trrg_sdk.report import Report
@@ -21,6 +20,7 @@ from trrg_sdk.site.card import facts, refusal_card, report_card, thumbnail
 from trrg_sdk.site.ledger import Ledger, Mark, Row, State
 from trrg_sdk.site.look import Known, Options, Settling, look
 from trrg_sdk.site.prepare import Prepared, Task, complete, prepare
+from trrg_sdk.site.studies import Study
 from trrg_sdk.site.walk import Tree
 from trrg_sdk.version import __version__
 
@@ -28,7 +28,7 @@ REPORTS, CARDS, PICTURES = "reports", "cards", "pictures"
 
 _PATIENCE = 10  # times the settle time: so long a cut-off file is taken for one that is still being written
 _AHEAD = 2  # studies that each worker reads ahead
-_BEHIND = 4  # studies that wait to be written
+_BEHIND = 8  # studies that wait to be written
 TRY_AGAIN = ("unreadable",)  # the disk's fault, not the study's: looked at again in the next round
 
 
@@ -67,18 +67,44 @@ class Tally:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-class _Desk:
-    """Writes in a thread of its own, in order, so that the disk's time is not the model's; never far behind."""
+class _Written(NamedTuple):
+    """A study that is finished with: what it was read as, and what is to be written of it."""
 
-    def __init__(self) -> None:
+    prepared: Prepared
+    reading: Reading | None
+
+
+class _Ended(NamedTuple):
+    """What is written of a study: its files, its row and its line of the audit log."""
+
+    study: Study
+    row: Row
+    files: dict[Path, bytes]
+    audit: dict[str, str]
+
+
+class _Desk:
+    """Writes in a thread of its own, in order, so that the disk's time is not the model's; never far behind.
+
+    What waits is written together: the disk then works for several studies at once, and is asked once to keep them.
+    """
+
+    def __init__(self, write: Callable[[Sequence[_Written]], None]) -> None:
+        self._write = write
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trrg-write")
+        self._waiting: deque[_Written] = deque()
         self._pending: deque[Future[None]] = deque()
 
-    def hand(self, work: Callable[[], None]) -> None:
-        """Take work; raises what went wrong with earlier work."""
-        self._pending.append(self._thread.submit(work))
+    def hand(self, study: _Written) -> None:
+        """Take a study; raises what went wrong with earlier ones."""
+        self._waiting.append(study)
+        self._pending.append(self._thread.submit(self._write_waiting))
         while len(self._pending) > _BEHIND:
             self._pending.popleft().result()
+
+    def _write_waiting(self) -> None:
+        if studies := [self._waiting.popleft() for _ in range(len(self._waiting))]:
+            self._write(studies)
 
     def __enter__(self) -> _Desk:
         return self
@@ -97,8 +123,13 @@ class _Round:
     progress: Progress
     stopped: Callable[[], bool]
     pool: ThreadPoolExecutor
-    desk: _Desk
+    desk: _Desk = field(init=False)
     passed: int = 0
+
+    def wait(self) -> None:
+        """Leave a study that is still arriving for a later round."""
+        self.tally.waiting += 1
+        self.passed += 1
 
 
 class Batch:
@@ -145,10 +176,11 @@ class Batch:
         tasks = deque(Task(study, population) for study in seen.todo[: self._options.limit])
         progress.start(len(tasks))
         try:
-            with ThreadPoolExecutor(self._options.workers, thread_name_prefix="trrg-read") as pool, _Desk() as desk:
-                run = _Round(known.marks, tally, progress, stopped, pool, desk)
-                while tasks and not stopped():
-                    tasks = self._report(tasks, run)
+            with ThreadPoolExecutor(self._options.workers, thread_name_prefix="trrg-read") as pool:
+                run = _Round(known.marks, tally, progress, stopped, pool)
+                with _Desk(lambda studies: self._finish(studies, run)) as run.desk:
+                    while tasks and not stopped():
+                        tasks = self._report(tasks, run)
         finally:
             progress.stop()
         tally.behind = len(seen.todo) - tally.finished.total() - run.passed
@@ -161,28 +193,29 @@ class Batch:
         sent: deque[Prepared] = deque()
         again: deque[Task] = deque()
         for outcome in self._reporter.report_many(self._images(tasks, run, sent), readings=True):
-            prepared = sent.popleft()
-            if isinstance(outcome.error, RefusedError):
-                again.append(prepared.retry(outcome.error))
+            prepared, error = sent.popleft(), outcome.error
+            if error is not None and prepared.is_cut_off(error):
+                run.wait()
+            elif isinstance(error, (DicomError, RefusedError)):
+                again.append(prepared.retry(error))
             else:
-                self._hand(replace(prepared, error=outcome.error), outcome.reading, run)
+                run.desk.hand(_Written(replace(prepared, error=error), outcome.reading))
         return again
 
-    def _images(self, tasks: deque[Task], run: _Round, sent: deque[Prepared]) -> Iterator[Radiograph]:
+    def _images(self, tasks: deque[Task], run: _Round, sent: deque[Prepared]) -> Iterator[bytes]:
         """Give the images in order; studies that need none are finished on the way."""
         for prepared in self._prepared(tasks, run):
             study, mark = prepared.task.study, run.marks.get(prepared.task.study.key)
             if prepared.waiting:
-                run.tally.waiting += 1
-                run.passed += 1
+                run.wait()
             elif mark is not None and self._is_same(mark, prepared):
                 self._ledger.unchanged(study.key, study.quick())
                 run.passed += 1
-            elif prepared.radiograph is None:
-                self._hand(prepared, None, run)
+            elif prepared.error is not None:
+                run.desk.hand(_Written(prepared, None))
             else:
                 sent.append(prepared)
-                yield prepared.radiograph
+                yield prepared.file
 
     def _prepared(self, tasks: deque[Task], run: _Round) -> Iterator[Prepared]:
         """Read ahead in threads; give in order."""
@@ -197,30 +230,33 @@ class Batch:
         now = (self._reporter.bundle.manifest_sha256, self._options.formats, prepared.task.content)
         return (mark.manifest, mark.formats, mark.content) == now and mark.code not in TRY_AGAIN
 
-    def _hand(self, prepared: Prepared, reading: Reading | None, run: _Round) -> None:
-        run.desk.hand(lambda: self._finish(prepared, reading, run))
+    def _finish(self, studies: Sequence[_Written], run: _Round) -> None:
+        """Bring the files of studies onto the disk, then say so in the ledger."""
+        ended = [self._ended(prepared, reading) for prepared, reading in studies]
+        outbox.write({path: content for one in ended for path, content in one.files.items()})
+        for one in ended:
+            if one.study.key in run.marks:
+                outbox.remove(self._of_before(one.study.name) - set(one.files))
+            if one.row.state == "done" and self._options.filed is not None:
+                self._options.filed([path for path in one.files if path.parent.name == REPORTS])
+        self._ledger.finish({one.study.key: (one.row, one.audit) for one in ended})
+        for one in ended:
+            run.tally.finished[one.row.state] += 1
+            run.progress.advance(one.row.state)
 
-    def _finish(self, prepared: Prepared, reading: Reading | None, run: _Round) -> None:
-        """Bring the files of a study onto the disk, then say so in the ledger."""
+    def _ended(self, prepared: Prepared, reading: Reading | None) -> _Ended:
         study, files = prepared.task.study, {}
         if reading is not None:
             reading = replace(reading, report=complete(reading.report, self._tree, prepared))
             try:
-                files = self._files(study.name, reading, prepared)
+                files = self._files(study.name, reading)
             except InputError as error:  # a format needs what this study does not have
                 reading, prepared = None, replace(prepared, error=error)
         report = None if reading is None else reading.report
         row = self._row(prepared, report)
         card = report_card(study.name, row, report) if report else refusal_card(study.name, row, prepared.task.reasons)
         files[self._out / CARDS / f"{study.name}.html"] = card
-        outbox.write(files)
-        if study.key in run.marks:
-            outbox.remove(self._of_before(study.name) - set(files))
-        if report is not None and self._options.filed is not None:
-            self._options.filed([path for path in files if path.parent.name == REPORTS])
-        self._ledger.finish(study.key, row, audit=self._audit(study.name, row, report))
-        run.tally.finished[row.state] += 1
-        run.progress.advance(row.state)
+        return _Ended(study, row, files, self._audit(study.name, row, report))
 
     def _row(self, prepared: Prepared, report: Report | None) -> Row:
         error = prepared.error
@@ -238,13 +274,14 @@ class Batch:
             finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
 
-    def _files(self, name: str, reading: Reading, prepared: Prepared) -> dict[Path, bytes]:
-        assert prepared.radiograph is not None
+    def _files(self, name: str, reading: Reading) -> dict[Path, bytes]:
+        assert reading.picture is not None
+        picture = thumbnail(reading.picture.pixels)
         if self._options.key:
             reading = deidentify(reading, self._options.key)
         outputs = self._options.outputs
         reports = {self._out / REPORTS / f"{name}{output.EXTENSION}": output.render(reading) for output in outputs}
-        return {**reports, self._out / PICTURES / f"{name}.jpg": thumbnail(prepared.radiograph.pixels)}
+        return {**reports, self._out / PICTURES / f"{name}.jpg": picture}
 
     def _of_before(self, name: str) -> set[Path]:
         return {path for folder in (REPORTS, PICTURES) for path in (self._out / folder).glob(f"{name}.*")}

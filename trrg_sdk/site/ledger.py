@@ -135,20 +135,20 @@ class Ledger:
         """Note that the images of a study were touched and are the same."""
         self._commit([("UPDATE studies SET quick = ? WHERE study = ?", [(quick, study)])])
 
-    def finish(self, study: bytes, row: Row, *, audit: Mapping[str, Any]) -> None:
-        """Say what became of a study; its files are on the disk.
+    def finish(self, studies: Mapping[bytes, tuple[Row, Mapping[str, Any]]]) -> None:
+        """Say what became of studies, of all or of none; their files are on the disk.
 
         Args:
-            study: Its key.
-            row: The outcome.
-            audit: The line of the audit log.
+            studies: Key → the outcome and the line of the audit log.
         """
-        values = (row.content, row.quick, row.manifest, row.formats, row.state, row.code, row.message)
-        facts = json.dumps(dict(row.facts))
-        insert = "INSERT OR REPLACE INTO studies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        rows, lines = [], []
+        for study, (row, audit) in studies.items():
+            values = (row.content, row.quick, row.manifest, row.formats, row.state, row.code, row.message)
+            rows.append((study, *values, json.dumps(dict(row.facts)), row.finished))
+            lines.append((json.dumps(dict(audit)),))
         statements: list[_Statement] = [
-            (insert, [(study, *values, facts, row.finished)]),
-            ("INSERT INTO audit (line) VALUES (?)", [(json.dumps(dict(audit)),)]),
+            ("INSERT OR REPLACE INTO studies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows),
+            ("INSERT INTO audit (line) VALUES (?)", lines),
         ]
         with self._lock:
             self._commit(statements)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 from trrg_sdk.errors import UsageError
 
 PARTIAL = ".partial"
+_SYNCING = 4  # files that wait for the disk at once
 _NEVER_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "it is read-only"}
 
 
@@ -41,12 +44,12 @@ def write(files: Mapping[Path, bytes]) -> None:
     """
     aside = {path: path.with_name(f".{path.name}{PARTIAL}") for path in files}
     try:
-        for path, content in files.items():
-            _write_through(aside[path], content)
-        for path, partial in aside.items():
-            os.replace(partial, path)
-        for folder in {path.parent for path in files}:
-            _sync_folder(folder)
+        with ExitStack() as opened, ThreadPoolExecutor(_SYNCING, thread_name_prefix="trrg-sync") as pool:
+            numbers = [_written(aside[path], content, opened) for path, content in files.items()]
+            _sync(numbers, pool)
+            for path, partial in aside.items():
+                os.replace(partial, path)
+            _sync([_opened(folder, opened) for folder in {path.parent for path in files}], pool)
     except OSError as error:
         for partial in aside.values():
             _forget(partial)
@@ -71,23 +74,28 @@ def remove(paths: Iterable[Path]) -> None:
         raise stopped(error) from error
 
 
-def _write_through(path: Path, content: bytes) -> None:
-    with open(path, "wb", opener=_private) as stream:
+def _written(path: Path, content: bytes, opened: ExitStack) -> int:
+    number = _private(str(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    opened.callback(os.close, number)
+    with open(number, "wb", closefd=False) as stream:
         stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+    return number
+
+
+def _opened(folder: Path, opened: ExitStack) -> int:
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    opened.callback(os.close, number)
+    return number
+
+
+def _sync(numbers: Iterable[int], pool: Executor) -> None:
+    """Wait until the disk has them all; asked for several at once it brings them there in one go."""
+    for done in [pool.submit(os.fsync, number) for number in numbers]:
+        done.result()
 
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
-
-
-def _sync_folder(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _forget(path: Path) -> None:

@@ -1,13 +1,15 @@
-"""The images of a study, read one after the other until one can be reported."""
+"""The images of a study, given one after the other until one can be reported."""
 
 from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
-from trrg_sdk.dicom import Radiograph, load, why_not
+from trrg_sdk.dicom import why_not
 from trrg_sdk.dicom_header import Header, read_header
 from trrg_sdk.errors import DicomError, InputError, RefusedError
 from trrg_sdk.gate import declared
@@ -50,74 +52,76 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What reading gave.
+    """What is to be reported of a study.
 
     Attributes:
         task: With its fingerprint, and all reasons when there is no image.
-        radiograph: The image to report; None when there is none.
-        file: Its bytes, for outputs that repeat what the file says of the patient.
+        file: The bytes of the image to report, b"" when there is none.
         error: Why there is none.
-        waiting: True when the error may be one of a file that is still being written.
+        young: Whether its files may still be being written.
     """
 
     task: Task
-    radiograph: Radiograph | None = field(default=None, repr=False)
     file: bytes = field(default=b"", repr=False)
     error: InputError | None = None
-    waiting: bool = False
+    young: bool = False
 
-    def retry(self, refused: RefusedError) -> Task:
-        """Go on with the next image, after the gate refused this one."""
-        new = (found for found in refused.reasons if isinstance(found, GateReason))
-        reasons = (*self.task.reasons, *new)
-        return replace(self.task, first=self.task.first + 1, reasons=reasons, refused=True)
+    @property
+    def waiting(self) -> bool:
+        """Whether there is no image because the first one has not arrived yet."""
+        return self.young and self.error is not None and not self.task.study.candidates
 
+    def is_cut_off(self, error: InputError) -> bool:
+        """Whether what went wrong with the image may be that it is still being written."""
+        return self.young and error.code in _CUT_OFF
 
-def fingerprint(tree: Tree, study: Study) -> bytes:
-    """Hash the bytes of all candidates; of a study without any, what its headers said.
-
-    Raises:
-        OSError: A file is gone or cannot be read.
-    """
-    if not study.candidates:
-        parts = [image.entry.instance + image.code.encode() for image in study.left_out]
-    else:
-        parts = [hashlib.sha256(tree.read(image.found)).digest() for image in study.candidates]
-    return hashlib.sha256(b"".join(sorted(parts))).digest()
+    def retry(self, error: DicomError | RefusedError) -> Task:
+        """Go on with the next image: this one cannot be decoded, or the gate refused it."""
+        if isinstance(error, RefusedError):
+            new = tuple(found for found in error.reasons if isinstance(found, GateReason))
+        else:
+            new = (GateReason(error.code, str(error), REFUSALS[error.code].action),)
+        refused = self.task.refused or isinstance(error, RefusedError)
+        return replace(self.task, first=self.task.first + 1, reasons=(*self.task.reasons, *new), refused=refused)
 
 
 def prepare(tree: Tree, task: Task, *, young_s: float) -> Prepared:
-    """Read the first image that decodes.
+    """Read the bytes of the next image.
 
     Args:
         tree: Where the files are.
-        task: Which study, and where to begin.
+        task: Which study, and which of its images.
         young_s: A study that changed less than so many seconds ago may still be being written.
     """
+    young = time.time() - task.study.newest_ns() / 1e9 < young_s
     try:
-        if not task.content:
-            task = replace(task, content=fingerprint(tree, task.study))
-        return _first(tree, task, young=time.time() - task.study.newest_ns() / 1e9 < young_s)
+        if task.first < min(len(task.study.candidates), MAX_TRIES):
+            return _image(tree, task, young=young)
+        return _refusal(tree, task if task.content else replace(task, content=fingerprint(task.study, [])), young=young)
     except OSError:
         error = InputError("a file of the study cannot be read; check the disk and the rights", code="unreadable")
         return Prepared(task, error=error)
 
 
-def _first(tree: Tree, task: Task, *, young: bool) -> Prepared:
-    for place in range(task.first, min(len(task.study.candidates), MAX_TRIES)):
-        content = tree.read(task.study.candidates[place].found)
-        try:
-            return Prepared(replace(task, first=place), load(content), content)
-        except DicomError as error:
-            if young and error.code in _CUT_OFF:
-                return Prepared(task, error=error, waiting=True)
-            task = replace(
-                task, reasons=(*task.reasons, GateReason(error.code, str(error), REFUSALS[error.code].action))
-            )
-    return Prepared(*_refusal(tree, task), waiting=young and not task.study.candidates)
+def _image(tree: Tree, task: Task, *, young: bool) -> Prepared:
+    candidates = task.study.candidates
+    if task.content:
+        return Prepared(task, tree.read(candidates[task.first].found), young=young)
+    file = tree.read(candidates[0].found)
+    files = chain([file], (tree.read(image.found) for image in candidates[1:]))
+    return Prepared(replace(task, content=fingerprint(task.study, files)), file, young=young)
 
 
-def _refusal(tree: Tree, task: Task) -> tuple[Task, None, bytes, InputError]:
+def fingerprint(study: Study, files: Iterable[bytes]) -> bytes:
+    """Hash the bytes of all candidates; of a study without any, what its headers said."""
+    if not study.candidates:
+        parts = [image.entry.instance + image.code.encode() for image in study.left_out]
+    else:
+        parts = [hashlib.sha256(file).digest() for file in files]
+    return hashlib.sha256(b"".join(sorted(parts))).digest()
+
+
+def _refusal(tree: Tree, task: Task, *, young: bool) -> Prepared:
     """Say all reasons, with a ``RefusedError`` when some image could be read, else with a ``DicomError``."""
     left_out = task.study.left_out
     reasons = [
@@ -129,15 +133,16 @@ def _refusal(tree: Tree, task: Task) -> tuple[Task, None, bytes, InputError]:
     task = replace(task, reasons=tuple(reasons))
     message, code = f"{reasons[0].message} {reasons[0].action}", reasons[0].code
     if task.refused or any(image.code not in _UNREAD for image in left_out):
-        return task, None, b"", RefusedError(message, code=code, reasons=reasons)
-    return task, None, b"", DicomError(message, code=code)
+        return Prepared(task, error=RefusedError(message, code=code, reasons=reasons), young=young)
+    return Prepared(task, error=DicomError(message, code=code), young=young)
 
 
 def complete(report: Report, tree: Tree, prepared: Prepared) -> Report:
     """Add to the report of one image what became of the others of its study."""
-    study, chosen = prepared.task.study, prepared.radiograph
-    if chosen is None or len(study.candidates) + len(study.left_out) == 1:
+    study = prepared.task.study
+    if len(study.candidates) + len(study.left_out) == 1:
         return report
+    chosen = next(image for image in report.images if image.used)
     place = prepared.task.first
     tried = list(zip(study.candidates[:place], prepared.task.reasons, strict=False))
     untried = [(image, None) for image in study.candidates[place + 1 :]]
@@ -154,7 +159,7 @@ def complete(report: Report, tree: Tree, prepared: Prepared) -> Report:
 
 
 def _why_not(
-    image: Image, header: Header | None, population: PopulationSpec, chosen: Radiograph | None = None
+    image: Image, header: Header | None, population: PopulationSpec, chosen: ImageInfo | None = None
 ) -> GateReason:
     if image.code in ("duplicate", "no_pixels"):
         return reason(image.code)
@@ -164,7 +169,7 @@ def _why_not(
     said = sorted(against, key=lambda found: found.code != image.code)  # not one that is overridden
     if said or chosen is None:
         return said[0] if said else reason("unreadable")  # it is another file by now
-    return reason("derived") if header.derived else why_not(chosen)
+    return reason("derived") if header.derived else why_not(chosen.view)
 
 
 def _header(tree: Tree, image: Image) -> Header | None:
