@@ -7,7 +7,7 @@ Everything that pydicom and its decoders can raise is translated here into ``Dic
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -27,7 +27,7 @@ from trrg_sdk.report import GateReason
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-Source: TypeAlias = "str | os.PathLike[str] | bytes | Dataset | NDArray[Any] | Radiograph"
+Source: TypeAlias = "str | os.PathLike[str] | bytes | Callable[[], bytes] | Dataset | NDArray[Any] | Radiograph"
 
 MAGIC = {
     b"\xff\xd8\xff": "a JPEG picture",
@@ -94,8 +94,9 @@ def load(source: Source) -> Radiograph:
     """Read one image.
 
     Args:
-        source: A path, the bytes of a file, a pydicom Dataset (it is not changed) or a 2-D numpy array of numbers
-            (H, W) in which **larger is brighter**; an array's range is scaled to 0..1. A Radiograph is one already.
+        source: A path, the bytes of a file, a function that fetches them when their turn has come (``OSError`` when
+            they cannot be had), a pydicom Dataset (it is not changed) or a 2-D numpy array of numbers (H, W) in which
+            **larger is brighter**; an array's range is scaled to 0..1. A Radiograph is one already.
 
     Raises:
         DicomError: It cannot be read as one grey image; ``code`` says why (see the module).
@@ -201,7 +202,7 @@ def _from_array(array: NDArray[Any]) -> Radiograph:
     return Radiograph(pixels=pixels, notes=("an array says nothing of itself: larger is taken as brighter",))
 
 
-def _read(source: str | os.PathLike[str] | bytes | Dataset) -> Dataset:
+def _read(source: str | os.PathLike[str] | bytes | Callable[[], bytes] | Dataset) -> Dataset:
     """Parse the source; what comes back looks like DICOM."""
     from pydicom.dataset import Dataset
 
@@ -209,13 +210,14 @@ def _read(source: str | os.PathLike[str] | bytes | Dataset) -> Dataset:
         return source
     if isinstance(source, bytes):
         return _parse(source)
-    if not isinstance(source, (str, os.PathLike)):
+    if not isinstance(source, (str, os.PathLike)) and not callable(source):
         raise DicomError(
-            f"a path, bytes, a pydicom Dataset or a numpy array was expected, {type(source).__name__} came",
+            "a path, bytes, a function that gives them, a pydicom Dataset or a numpy array was expected, "
+            f"{type(source).__name__} came",
             code="not_dicom",
         )
     try:
-        return _parse(Path(source).read_bytes())
+        return _parse(source() if callable(source) else Path(source).read_bytes())
     except (OSError, ValueError) as error:
         raise DicomError(
             f"the file cannot be opened ({type(error).__name__}); check the path and the rights", code="unreadable"

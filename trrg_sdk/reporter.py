@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -95,8 +95,8 @@ class Reporter:
         """Write a draft report about one study.
 
         Args:
-            source: A path, a folder of one study, the bytes of a file, a pydicom Dataset, or an array (H, W) in which
-                larger is brighter.
+            source: A path, a folder of one study, the bytes of a file or a function that gives them, a pydicom Dataset,
+                or an array (H, W) in which larger is brighter.
             clue_scores: Clue name → probability, 0 to 1, to force instead of what the image says. For experiments:
                 the report then follows these scores, and says so.
 
@@ -249,6 +249,7 @@ class Reporter:
         batch_size: int | None = None,
         workers: int | None = None,
         readings: bool = False,
+        keep: Callable[[Picture], Picture] | None = None,
     ) -> Iterator[Outcome]:
         """Write reports of many studies, in order: the next ones are read while the texts are written together.
 
@@ -256,9 +257,9 @@ class Reporter:
         timings, which overlap others'. Reading, perceiving and verifying happen in threads that end with the iterator;
         writing and the taking of sources in the caller's, which also reads while there is room in the batch. At most
         ``2 * (batch_size + workers)`` studies are on their way. Of those, ``workers + 1`` are held as decoded images
-        (all of them with ``readings``), the others as given, with a prompt each; ``batch_size`` texts have keys and
-        values. Where the decoder takes one text at a time (beams, a GPU, a graph with a fixed batch axis) only the
-        rest overlaps. A batch uses no drafts.
+        (with ``readings`` also those looked at, as ``keep`` leaves them), the others as given, with a prompt each;
+        ``batch_size`` texts have keys and values. Where the decoder takes one text at a time (beams, a GPU, a graph
+        with a fixed batch axis) only the rest overlaps. A batch uses no drafts.
 
         Args:
             sources: As for ``report``; may be endless. One that makes its caller wait holds back the answers before it:
@@ -268,6 +269,8 @@ class Reporter:
                 each outcome comes before the next source is taken.
             workers: Threads that read and perceive beside the caller's; None takes ``threads`` of this reporter - 1.
             readings: Whether outcomes hold what ``read`` gives, with patient data and the image.
+            keep: With ``readings``: what is kept of an image, made in the threads as soon as it was looked at; None
+                keeps it in full size.
 
         Yields:
             An outcome for each, in order. An input that cannot be reported is an outcome.
@@ -277,19 +280,23 @@ class Reporter:
             Exception: Every other error, and those of ``sources``, in its place: after the outcomes before it.
         """
         override = self._engine.clues.override(clue_scores)
-        look = partial(self._look, override=override, keep=readings, shared=batch_size != 1)
+        look = partial(
+            self._look, override=override, keep=(keep or _whole) if readings else None, shared=batch_size != 1
+        )
         work: Work[_Seen] = Work(look, self._finish, self._engine.batch)
         beside = max(1, (self._threads or physical_cores()) - 1) if workers is None else workers
         return outcomes(sources, work, batch_size=_BATCH_SIZE if batch_size is None else batch_size, workers=beside)
 
-    def _look(self, source: Source, *, override: Float32, keep: bool, shared: bool) -> _Seen | InputError:
-        """Read and perceive a source; the pixels are gone afterwards unless they are to be kept."""
+    def _look(
+        self, source: Source, *, override: Float32, keep: Callable[[Picture], Picture] | None, shared: bool
+    ) -> _Seen | InputError:
+        """Read and perceive a source; the pixels are gone afterwards but for what is to be kept of them."""
         watch = Stopwatch()
         try:
             selection, perception = self._examiner.examine(source, override, watch, shared=shared)
         except InputError as error:
             return _bare(error)
-        picture = self._examiner.picture(selection.radiograph, perception) if keep else None
+        picture = keep(self._examiner.picture(selection.radiograph, perception)) if keep else None
         blank = replace(selection.radiograph, pixels=np.empty((0, 0), np.float32))
         return _Seen(selection._replace(radiograph=blank), perception, watch, picture)
 
@@ -352,6 +359,10 @@ def _open_bundle(bundle: Bundle | str | os.PathLike[str] | None) -> Bundle:
     if isinstance(bundle, Bundle):
         return bundle
     return Bundle.embedded() if bundle is None else Bundle.load(bundle)
+
+
+def _whole(picture: Picture) -> Picture:
+    return picture
 
 
 def _judged(item: WrittenSentence, perception: Perception, peaks: Mapping[str, HeatPeak]) -> Sentence:

@@ -1,6 +1,7 @@
 """What a reading can be written as: one module a format, all with the same names.
 
 ``NAME`` is what ``--format`` calls it, ``EXTENSION`` ends its file names, ``render(reading) -> bytes`` writes it, and
+``SHOWS_IMAGE`` tells whether it needs the picture in full size, and
 ``unavailable_reason()`` says in one sentence what has to be installed first.
 """
 
@@ -34,10 +35,12 @@ class Output(Protocol):
     Attributes:
         NAME: The format's name.
         EXTENSION: Of its files, with the dot; no two formats share one.
+        SHOWS_IMAGE: Whether it shows the picture or places in it, and so needs it in its full size.
     """
 
     NAME: str
     EXTENSION: str
+    SHOWS_IMAGE: bool
 
     def render(self, reading: Reading) -> bytes:
         """Write the reading.

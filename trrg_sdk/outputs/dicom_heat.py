@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 NAME = "heat"
 EXTENSION = ".heat.dcm"
+SHOWS_IMAGE = True
 
 _KIND = Kind(NAME, "1.2.840.10008.5.1.4.1.1.7.4", "OT", 9904, "TRRG clue heat maps")
 _PURPOSE = Coding("121322", "DCM", "Source image for image processing operation")

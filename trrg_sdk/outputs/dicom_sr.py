@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 NAME = "sr"
 EXTENSION = ".sr.dcm"
+SHOWS_IMAGE = True
 
 _KIND = Kind(NAME, "1.2.840.10008.5.1.4.1.1.88.22", "SR", 9901, "TRRG draft report")
 

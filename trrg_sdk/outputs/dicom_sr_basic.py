@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 NAME = "sr-basic"
 EXTENSION = ".sr-basic.dcm"
+SHOWS_IMAGE = False
 
 _KIND = Kind(NAME, "1.2.840.10008.5.1.4.1.1.88.11", "SR", 9902, "TRRG draft report, text only")
 

@@ -35,6 +35,7 @@ from trrg_sdk.report import ClueScore
 
 NAME = "fhir"
 EXTENSION = ".fhir.json"
+SHOWS_IMAGE = False
 
 Release = Literal["R4B", "R5"]
 _URI = "urn:ietf:rfc:3986"

@@ -8,6 +8,7 @@ from trrg_sdk.reading import Reading
 
 NAME = "fhir-r5"
 EXTENSION = ".fhir-r5.json"
+SHOWS_IMAGE = False
 
 
 def render(reading: Reading) -> bytes:

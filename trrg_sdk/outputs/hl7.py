@@ -35,6 +35,7 @@ from trrg_sdk.report import ClueScore, Sentence
 
 NAME = "hl7"
 EXTENSION = ".hl7"
+SHOWS_IMAGE = False
 
 _STUDY_UID = Coding("110180", "DCM", "Study Instance UID")
 _ESCAPES = str.maketrans({"\\": "\\E\\", "|": "\\F\\", "^": "\\S\\", "&": "\\T\\", "~": "\\R\\"})

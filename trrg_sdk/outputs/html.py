@@ -21,6 +21,7 @@ from trrg_sdk.report import ClueScore, Report, Sentence
 
 NAME = "html"
 EXTENSION = ".html"
+SHOWS_IMAGE = True
 
 _LONGEST_SIDE = 640
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

@@ -6,6 +6,7 @@ from trrg_sdk.reading import Reading
 
 NAME = "json"
 EXTENSION = ".json"
+SHOWS_IMAGE = False
 
 
 def render(reading: Reading) -> bytes:

@@ -12,6 +12,7 @@ from trrg_sdk.report import ClueScore, Evidence, GateReason, HeatPeak, Omission,
 
 NAME = "text"
 EXTENSION = ".txt"
+SHOWS_IMAGE = False
 
 BANNER = "DRAFT, written by a program. A radiologist has to check every sentence against the image."
 _WIDTH = 100

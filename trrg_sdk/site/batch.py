@@ -16,7 +16,7 @@ from trrg_sdk.reading import Reading
 from trrg_sdk.report import Report
 from trrg_sdk.reporter import Reporter
 from trrg_sdk.site import outbox
-from trrg_sdk.site.card import facts, refusal_card, report_card, thumbnail
+from trrg_sdk.site.card import facts, reduced, refusal_card, report_card, thumbnail
 from trrg_sdk.site.ledger import Ledger, Mark, Row, State
 from trrg_sdk.site.look import Known, Options, Settling, look
 from trrg_sdk.site.prepare import Prepared, Task, complete, prepare
@@ -27,7 +27,7 @@ from trrg_sdk.version import __version__
 REPORTS, CARDS, PICTURES = "reports", "cards", "pictures"
 
 _PATIENCE = 10  # times the settle time: so long a cut-off file is taken for one that is still being written
-_AHEAD = 2  # studies that each worker reads ahead
+_AHEAD = 2  # studies that each worker looks ahead
 _BEHIND = 8  # studies that wait to be written
 TRY_AGAIN = ("unreadable",)  # the disk's fault, not the study's: looked at again in the next round
 
@@ -150,6 +150,7 @@ class Batch:
         if reporter.accept != options.accept:
             raise UsageError("the reporter and the options override different codes of the gate; give both the same")
         self.settle_s = options.settle_s
+        self._keep = None if any(output.SHOWS_IMAGE for output in options.outputs) else reduced
         self._settling = Settling(options.settle_s)
         for folder in (out / REPORTS, out / CARDS, out / PICTURES):
             outbox.make_folder(folder)
@@ -192,17 +193,17 @@ class Batch:
         """Report one image of each study; what comes back are studies whose next image has to be tried."""
         sent: deque[Prepared] = deque()
         again: deque[Task] = deque()
-        for outcome in self._reporter.report_many(self._images(tasks, run, sent), readings=True):
+        for outcome in self._reporter.report_many(self._images(tasks, run, sent), readings=True, keep=self._keep):
             prepared, error = sent.popleft(), outcome.error
             if error is not None and prepared.is_cut_off(error):
                 run.wait()
-            elif isinstance(error, (DicomError, RefusedError)):
+            elif isinstance(error, (DicomError, RefusedError)) and error.code not in TRY_AGAIN:
                 again.append(prepared.retry(error))
             else:
                 run.desk.hand(_Written(replace(prepared, error=error), outcome.reading))
         return again
 
-    def _images(self, tasks: deque[Task], run: _Round, sent: deque[Prepared]) -> Iterator[bytes]:
+    def _images(self, tasks: deque[Task], run: _Round, sent: deque[Prepared]) -> Iterator[Callable[[], bytes]]:
         """Give the images in order; studies that need none are finished on the way."""
         for prepared in self._prepared(tasks, run):
             study, mark = prepared.task.study, run.marks.get(prepared.task.study.key)
@@ -211,14 +212,14 @@ class Batch:
             elif mark is not None and self._is_same(mark, prepared):
                 self._ledger.unchanged(study.key, study.quick())
                 run.passed += 1
-            elif prepared.error is not None:
+            elif prepared.image is None:
                 run.desk.hand(_Written(prepared, None))
             else:
                 sent.append(prepared)
-                yield prepared.file
+                yield prepared.image
 
     def _prepared(self, tasks: deque[Task], run: _Round) -> Iterator[Prepared]:
-        """Read ahead in threads; give in order."""
+        """Look ahead in threads; give in order."""
         young_s = _PATIENCE * self._options.settle_s
         reading: deque[Future[Prepared]] = deque()
         while (tasks or reading) and not run.stopped():

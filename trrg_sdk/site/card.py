@@ -8,12 +8,14 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trrg_sdk.outputs.text import warnings
+from trrg_sdk.reading import Picture
 from trrg_sdk.report import ClueScore, GateReason, Omission, Report, Sentence
 from trrg_sdk.site.ledger import Row
 
@@ -27,17 +29,26 @@ _VERDICTS = {
 }
 
 
+def reduced(picture: Picture) -> Picture:
+    """What ``thumbnail`` needs of a picture, without most of its pixels."""
+    return replace(picture, pixels=_thinned(picture.pixels).copy())
+
+
 def thumbnail(pixels: NDArray[np.float32]) -> bytes:
     """A small JPEG of an image, float32 (H, W) from 0 to 1."""
     from PIL import Image
 
-    step = max(1, min(pixels.shape) // (2 * PICTURE_SIDE))  # most of the pixels need not be converted at all
-    grey = np.asarray(pixels[::step, ::step] * 255 + 0.5, dtype=np.uint8)
-    picture = Image.fromarray(grey)
+    picture = Image.fromarray(np.asarray(_thinned(pixels) * 255 + 0.5, dtype=np.uint8))
     picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BOX)
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=80)
     return stream.getvalue()
+
+
+def _thinned(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Every so manyth pixel, at least twice as many as a thumbnail shows; of what is thinned already, all."""
+    step = max(1, min(pixels.shape) // (2 * PICTURE_SIDE))
+    return pixels[::step, ::step]
 
 
 def facts(report: Report) -> dict[str, float]:

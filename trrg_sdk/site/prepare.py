@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from functools import partial
 
 from trrg_sdk.dicom import why_not
 from trrg_sdk.dicom_header import Header, read_header
@@ -26,6 +26,7 @@ MAX_LISTED = 16
 """Images whose header is read again, to list them in the report."""
 
 _CUT_OFF = ("truncated", "corrupt", "bad_size", "no_pixels")
+_UNREADABLE = "a file of the study cannot be read; check the disk and the rights"
 _UNREAD = ("corrupt", "too_complex", "unreadable")
 
 
@@ -56,13 +57,13 @@ class Prepared:
 
     Attributes:
         task: With its fingerprint, and all reasons when there is no image.
-        file: The bytes of the image to report, b"" when there is none.
+        image: Gives the bytes of the image to report; None when there is none.
         error: Why there is none.
         young: Whether its files may still be being written.
     """
 
     task: Task
-    file: bytes = field(default=b"", repr=False)
+    image: Callable[[], bytes] | None = field(default=None, repr=False)
     error: InputError | None = None
     young: bool = False
 
@@ -86,7 +87,7 @@ class Prepared:
 
 
 def prepare(tree: Tree, task: Task, *, young_s: float) -> Prepared:
-    """Read the bytes of the next image.
+    """Find the next image, and take the study's fingerprint.
 
     Args:
         tree: Where the files are.
@@ -94,34 +95,36 @@ def prepare(tree: Tree, task: Task, *, young_s: float) -> Prepared:
         young_s: A study that changed less than so many seconds ago may still be being written.
     """
     young = time.time() - task.study.newest_ns() / 1e9 < young_s
-    try:
-        if task.first < min(len(task.study.candidates), MAX_TRIES):
-            return _image(tree, task, young=young)
-        return _refusal(tree, task if task.content else replace(task, content=fingerprint(task.study, [])), young=young)
-    except OSError:
-        error = InputError("a file of the study cannot be read; check the disk and the rights", code="unreadable")
-        return Prepared(task, error=error)
-
-
-def _image(tree: Tree, task: Task, *, young: bool) -> Prepared:
     candidates = task.study.candidates
-    if task.content:
-        return Prepared(task, tree.read(candidates[task.first].found), young=young)
-    file = tree.read(candidates[0].found)
-    files = chain([file], (tree.read(image.found) for image in candidates[1:]))
-    return Prepared(replace(task, content=fingerprint(task.study, files)), file, young=young)
+    try:
+        task = task if task.content else replace(task, content=fingerprint(tree, task.study))
+    except OSError:
+        return Prepared(task, error=InputError(_UNREADABLE, code="unreadable"))
+    if task.first < min(len(candidates), MAX_TRIES):
+        return Prepared(task, partial(tree.read, candidates[task.first].found), young=young)
+    task, error = _refusal(tree, task)
+    return Prepared(task, error=error, young=young)
 
 
-def fingerprint(study: Study, files: Iterable[bytes]) -> bytes:
-    """Hash the bytes of all candidates; of a study without any, what its headers said."""
+def fingerprint(tree: Tree, study: Study) -> bytes:
+    """Hash the bytes of all candidates; of a study without any, what its headers said.
+
+    Raises:
+        OSError: A file is gone or cannot be read.
+    """
     if not study.candidates:
         parts = [image.entry.instance + image.code.encode() for image in study.left_out]
     else:
-        parts = [hashlib.sha256(file).digest() for file in files]
+        parts = [_digest(tree, image) for image in study.candidates]
     return hashlib.sha256(b"".join(sorted(parts))).digest()
 
 
-def _refusal(tree: Tree, task: Task, *, young: bool) -> Prepared:
+def _digest(tree: Tree, image: Image) -> bytes:
+    with closing(tree.open(image.found)) as stream:
+        return hashlib.file_digest(stream, "sha256").digest()  # type: ignore[arg-type]
+
+
+def _refusal(tree: Tree, task: Task) -> tuple[Task, InputError]:
     """Say all reasons, with a ``RefusedError`` when some image could be read, else with a ``DicomError``."""
     left_out = task.study.left_out
     reasons = [
@@ -133,8 +136,8 @@ def _refusal(tree: Tree, task: Task, *, young: bool) -> Prepared:
     task = replace(task, reasons=tuple(reasons))
     message, code = f"{reasons[0].message} {reasons[0].action}", reasons[0].code
     if task.refused or any(image.code not in _UNREAD for image in left_out):
-        return Prepared(task, error=RefusedError(message, code=code, reasons=reasons), young=young)
-    return Prepared(task, error=DicomError(message, code=code), young=young)
+        return task, RefusedError(message, code=code, reasons=reasons)
+    return task, DicomError(message, code=code)
 
 
 def complete(report: Report, tree: Tree, prepared: Prepared) -> Report:

@@ -112,7 +112,9 @@ class Tree:
     def read(self, found: Found) -> bytes:
         """Read all of it, ``MAX_FILE`` bytes at most; ``OSError`` as of ``open``."""
         with closing(self.open(found)) as stream:
-            content = stream.read(MAX_FILE + 1)
+            content = stream.read(found.size + 1)  # asked for much more, Python clears new memory for every file
+            if len(content) > found.size:
+                content += stream.read(MAX_FILE + 1 - len(content))
         if len(content) > MAX_FILE:
             raise OSError("the file has grown")
         return content
