@@ -253,26 +253,22 @@ class Reporter:
     ) -> Iterator[Outcome]:
         """Write reports of many studies, in order: the next ones are read while the texts are written together.
 
-        The reports are those of ``report``, log-probabilities to rounding; ``total`` is the sum of a study's own
-        timings, which overlap others'. Reading, perceiving and verifying happen in threads that end with the iterator;
-        writing and the taking of sources in the caller's, which also reads while there is room in the batch. At most
-        ``2 * (batch_size + workers)`` studies are on their way. Of those, ``workers + 1`` are held as decoded images
-        (with ``readings`` also those looked at, as ``keep`` leaves them), the others as given, with a prompt each;
-        ``batch_size`` texts have keys and values. Where the decoder takes one text at a time (beams, a GPU, a graph
-        with a fixed batch axis) only the rest overlaps. A batch uses no drafts.
+        The reports are those of ``report``, log-probabilities to rounding; a ``total`` is the sum of timings that
+        overlap others'. Texts are written in the caller's thread, all else happens in threads that end with the
+        iterator. At most ``2 * (batch_size + workers)`` studies are on their way: ``workers + 1`` decoded (with
+        ``readings`` also those looked at, as ``keep`` leaves them), the others as given, with a prompt each. A decoder
+        of one text at a time (beams, a GPU, a fixed batch axis) overlaps the rest. There are no drafts.
 
         Args:
             sources: As for ``report``; may be endless. One that makes its caller wait holds back the answers before it:
                 give what comes from time to time a ``batch_size`` of 1.
             clue_scores: As for ``report``, for every study.
-            batch_size: Texts to write together; None takes 8. With 1 nothing is read ahead and no thread is started:
-                each outcome comes before the next source is taken.
-            workers: Threads that read and perceive beside the caller's; None takes ``threads`` of this reporter - 1.
+            batch_size: Texts to write together; None takes 8. With 1 nothing is read ahead and there is no thread.
+            workers: Threads beside the caller's; None takes ``threads`` of this reporter - 1.
             readings: Whether outcomes hold what ``read`` gives, with patient data and the image.
-            keep: With ``readings``: what is kept of an image, made in the threads as soon as it was looked at; None
-                keeps it in full size.
+            keep: With ``readings``: what is kept of an image once it was looked at, made in the threads; None: all.
 
-        Yields:
+        Returns:
             An outcome for each, in order. An input that cannot be reported is an outcome.
 
         Raises:
@@ -280,9 +276,8 @@ class Reporter:
             Exception: Every other error, and those of ``sources``, in its place: after the outcomes before it.
         """
         override = self._engine.clues.override(clue_scores)
-        look = partial(
-            self._look, override=override, keep=(keep or _whole) if readings else None, shared=batch_size != 1
-        )
+        keep = (keep or _whole) if readings else None
+        look = partial(self._look, override=override, keep=keep, shared=batch_size != 1)
         work: Work[_Seen] = Work(look, self._finish, self._engine.batch)
         beside = max(1, (self._threads or physical_cores()) - 1) if workers is None else workers
         return outcomes(sources, work, batch_size=_BATCH_SIZE if batch_size is None else batch_size, workers=beside)
