@@ -23,8 +23,9 @@ demo:
 	$(DEMO_VENV)/bin/python $(PIP_INSTALL) ".[cpu]"
 	$(DEMO_VENV)/bin/trrg report $(EXAMPLE)
 
+# In two processes, a file of tests in one of them, in order; with a thread each, since more of them wait for each other.
 test: $(TEST_VENV)/.installed
-	$(TEST_VENV)/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(TEST_VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Apart, because torchao, which it brings, is imported by transformers and then talks in every program.
 test-gptq: $(TEST_VENV)/.installed
