@@ -6,7 +6,8 @@ The contents lie in one place, whatever is made of the graph: a mapping of names
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import mmap
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from onnx import external_data_helper, helper, numpy_helper
 
 _LARGE = 1024  # elements; what shapes are computed from is smaller
 _FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+_SIZES = {1: 8, 5: 4}  # bytes of a value, by its wire type
+_BYTES = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 
 
 class Contents(Mapping[str, onnx.TensorProto]):
@@ -90,6 +93,69 @@ def take_inside(tensor: onnx.TensorProto, folder: Path) -> onnx.TensorProto:
     return tensor
 
 
+def read_hollow(path: Path) -> onnx.ModelProto:
+    """Read a graph without the contents of its weights, whatever their type; those are not even brought into memory.
+
+    Args:
+        path: A ``.onnx`` file; external data lies beside it.
+
+    Returns:
+        Its large initializers are hollow.
+
+    Raises:
+        google.protobuf.message.DecodeError: The file is no graph.
+    """
+    model = onnx.ModelProto()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for field, start, inside, end in _fields(data, 0, len(data)):
+            if field == onnx.ModelProto.GRAPH_FIELD_NUMBER:
+                _read_graph(data, inside, end, model.graph)
+            else:
+                model.MergeFromString(data[start:end])
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) < _LARGE:
+            take_inside(tensor, path.parent)
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+    return model
+
+
+def _read_graph(data: mmap.mmap, at: int, stop: int, graph: onnx.GraphProto) -> None:
+    for field, start, inside, end in _fields(data, at, stop):
+        if field != onnx.GraphProto.INITIALIZER_FIELD_NUMBER:
+            graph.MergeFromString(data[start:end])
+            continue
+        tensor = graph.initializer.add()
+        for part, begin, value, finish in _fields(data, inside, end):
+            if part != onnx.TensorProto.RAW_DATA_FIELD_NUMBER or finish - value < _LARGE:
+                tensor.MergeFromString(data[begin:finish])
+
+
+def _fields(data: mmap.mmap, at: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+    """Fields of a message as protocol buffers write them: number, start, start of the value, end."""
+    while at < stop:
+        start = at
+        key, at = _varint(data, at)
+        if key & 7 == 0:
+            inside, (_, at) = at, _varint(data, at)
+        elif key & 7 in _SIZES:
+            inside, at = at, at + _SIZES[key & 7]
+        else:
+            size, inside = _varint(data, at)
+            at = inside + size
+        yield key >> 3, start, inside, at
+
+
+def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+    """A number in septets, the lowest first, and where it ends."""
+    value = shift = 0
+    while True:
+        value |= (data[at] & 127) << shift
+        if data[at] < 128:
+            return value, at + 1
+        at, shift = at + 1, shift + 7
+
+
 def check(model: onnx.ModelProto) -> None:
     """Check a graph with its types and shapes; ONNX's checker copies what it gets several times, so without weights.
 
@@ -99,14 +165,15 @@ def check(model: onnx.ModelProto) -> None:
     Raises:
         onnx.checker.ValidationError: It breaks the standard.
     """
-    onnx.checker.check_model(with_weights_outside(without_weights(model)), full_check=True)
+    onnx.checker.check_model(with_weights_outside(without_weights(model, _FLOATING + _BYTES)), full_check=True)
 
 
-def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Copy a graph, but for the contents of its large floating-point weights.
+def without_weights(model: onnx.ModelProto, kinds: Collection[int] = _FLOATING) -> onnx.ModelProto:
+    """Copy a graph, but for the contents of its large weights.
 
     Args:
         model: Left as it is.
+        kinds: Data types of weights; by default floating-point ones.
 
     Returns:
         A graph for whoever needs names, types and shapes; its large initializers are hollow.
@@ -115,7 +182,7 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     copy_fields(model, light, but="graph")
     copy_fields(model.graph, light.graph, but="initializer")
     for tensor in model.graph.initializer:
-        if is_large(tensor):
+        if is_large(tensor, kinds):
             light.graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
         else:
             light.graph.initializer.append(tensor)
@@ -143,9 +210,9 @@ def with_weights_outside(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def is_large(tensor: onnx.TensorProto) -> bool:
-    """Tell whether a tensor is a large floating-point weight: shapes are computed from other ones."""
-    return tensor.data_type in _FLOATING and math.prod(tensor.dims) >= _LARGE
+def is_large(tensor: onnx.TensorProto, kinds: Collection[int] = _FLOATING) -> bool:
+    """Tell whether a tensor is a large weight, by default a floating-point one: shapes are computed from other ones."""
+    return tensor.data_type in kinds and math.prod(tensor.dims) >= _LARGE
 
 
 def is_hollow(tensor: onnx.TensorProto) -> bool:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers import PreTrainedModel
 
-from trrg_export.hollow import check, copy_fields, is_large, loaded, take_inside
+from trrg_export.hollow import check, copy_fields, is_large, loaded, read_hollow, take_inside
 from trrg_export.memory import released
 from trrg_export.wrappers import ClueEncoderGraph, FusionGraph, VisionGraph
 from trrg_sdk.manifest import Axes, TensorSpec
@@ -288,7 +288,7 @@ def tensor_specs(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, 
     Returns:
         Inputs and outputs, in the graph's order.
     """
-    graph = onnx.load(str(path), load_external_data=False).graph
+    graph = read_hollow(path).graph
     return tuple(map(_spec, graph.input)), tuple(map(_spec, graph.output))
 
 
