@@ -25,17 +25,12 @@ def return_large() -> None:
 
 
 def few_runs() -> Any:
-    """Options of ONNX Runtime for a graph that runs as it is, a few times.
-
-    Nothing is kept for a next run. Each node runs when its inputs are there, so that what it reads can go: by default
-    nodes that measure tensors run last, and all those tensors wait.
-    """
+    """Options of ONNX Runtime for a graph that runs as it is, a few times: nothing is kept for a next run."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -152,6 +152,7 @@ def _profile(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray[Any, Any]]) 
 
     with tempfile.TemporaryDirectory(prefix="trrg-summary-") as scratch:
         options = few_runs()
+        options.add_session_config_entry("session.disable_prepacking", "1")  # the profile leaves out what was packed
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(scratch, "profile"))
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
