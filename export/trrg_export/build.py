@@ -20,7 +20,7 @@ from trrg_export.disk import room_for
 from trrg_export.distance import add_distance
 from trrg_export.drafts import add_drafts
 from trrg_export.hollow import Contents, without_weights
-from trrg_export.memory import released
+from trrg_export.memory import released, return_large
 from trrg_export.model_card import model_card
 from trrg_export.parity import LIMITS, Exported, ParityError, ParityLimits, ParityReport, compare
 from trrg_export.place import beside, put_in_place
@@ -147,6 +147,7 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
         ParityError: The graphs do not do what PyTorch does; ``out`` is as it was.
         DeviceError: A target cannot be built or tried here.
     """
+    return_large()
     check_place(out, force=options.force)
     _check_targets(options.targets)
     key = read_key(options.sign) if options.sign else None

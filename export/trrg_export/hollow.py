@@ -6,7 +6,7 @@ The contents lie in one place, whatever is made of the graph: a mapping of names
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from onnx import external_data_helper, helper, numpy_helper
 
 _LARGE = 1024  # elements; what shapes are computed from is smaller
 _FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+_BYTES = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+_ANY = frozenset(onnx.TensorProto.DataType.values())
 
 
 class Contents(Mapping[str, onnx.TensorProto]):
@@ -90,6 +92,18 @@ def take_inside(tensor: onnx.TensorProto, folder: Path) -> onnx.TensorProto:
     return tensor
 
 
+def read_hollow(path: Path) -> onnx.ModelProto:
+    """Read a graph and keep no contents of its large weights, whatever their type.
+
+    Args:
+        path: A ``.onnx`` file; external data lies beside it.
+    """
+    model = without_weights(onnx.load(str(path), load_external_data=False), _ANY)
+    for tensor in model.graph.initializer:
+        take_inside(tensor, path.parent)
+    return model
+
+
 def check(model: onnx.ModelProto) -> None:
     """Check a graph with its types and shapes; ONNX's checker copies what it gets several times, so without weights.
 
@@ -99,14 +113,15 @@ def check(model: onnx.ModelProto) -> None:
     Raises:
         onnx.checker.ValidationError: It breaks the standard.
     """
-    onnx.checker.check_model(with_weights_outside(without_weights(model)), full_check=True)
+    onnx.checker.check_model(with_weights_outside(without_weights(model, _FLOATING + _BYTES)), full_check=True)
 
 
-def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Copy a graph, but for the contents of its large floating-point weights.
+def without_weights(model: onnx.ModelProto, kinds: Collection[int] = _FLOATING) -> onnx.ModelProto:
+    """Copy a graph, but for the contents of its large weights.
 
     Args:
         model: Left as it is.
+        kinds: Data types of weights; by default floating-point ones.
 
     Returns:
         A graph for whoever needs names, types and shapes; its large initializers are hollow.
@@ -115,7 +130,7 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     copy_fields(model, light, but="graph")
     copy_fields(model.graph, light.graph, but="initializer")
     for tensor in model.graph.initializer:
-        if is_large(tensor):
+        if is_large(tensor, kinds):
             light.graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
         else:
             light.graph.initializer.append(tensor)
@@ -143,9 +158,9 @@ def with_weights_outside(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def is_large(tensor: onnx.TensorProto) -> bool:
-    """Tell whether a tensor is a large floating-point weight: shapes are computed from other ones."""
-    return tensor.data_type in _FLOATING and math.prod(tensor.dims) >= _LARGE
+def is_large(tensor: onnx.TensorProto, kinds: Collection[int] = _FLOATING) -> bool:
+    """Tell whether a tensor is a large weight, by default a floating-point one: shapes are computed from other ones."""
+    return tensor.data_type in kinds and math.prod(tensor.dims) >= _LARGE
 
 
 def is_hollow(tensor: onnx.TensorProto) -> bool:

@@ -1,7 +1,8 @@
 """What the graphs of a bundle cost: parameters and operators as the files hold them, FLOPs from the shapes of one run.
 
 ONNX's shape inference stops at the first length that a graph computes and knows no ``com.microsoft`` operator, so each
-graph runs once in ONNX Runtime, on zeros and without graph optimizations, and its profile says what every node saw.
+graph runs once in ONNX Runtime, on zeros, weights too, and without graph optimizations; its profile says what every
+node saw.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
-from trrg_export.memory import released
+from trrg_export.hollow import is_hollow, read_hollow, with_weights_outside
+from trrg_export.memory import few_runs, released
 from trrg_export.to_onnx import tensor_specs
 from trrg_sdk.manifest import TensorSpec
 from trrg_sdk.summary import Component, Summary
@@ -69,14 +71,13 @@ def summarize(files: Mapping[str, Path], sizes: Mapping[str, int]) -> Summary:
 def _component(path: Path, sizes: Mapping[str, int]) -> Component:
     inputs, _ = tensor_specs(path)
     free = [axis for spec in inputs for axis in spec.axes if isinstance(axis, str)]
-    graph = onnx.load(str(path), load_external_data=False).graph
+    model = read_hollow(path)
+    graph = model.graph
     operators = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in graph.node)
-    count = parameters(graph)
-    del graph  # it holds the weights, and the session that counts holds them too
     return Component(
-        parameters=count,
+        parameters=parameters(graph),
         bytes=sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}.data")) if part.is_file()),
-        flops=flops(path, inputs, sizes),
+        flops=flops(model, inputs, sizes),
         sizes={axis: sizes[axis] for axis in dict.fromkeys(free)},
         operators=dict(sorted(operators.items())),
     )
@@ -109,18 +110,24 @@ def parameters(graph: onnx.GraphProto) -> int:
     )
 
 
-def flops(path: Path, inputs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> int:
+def flops(model: onnx.ModelProto, inputs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> int:
     """Run a graph once and count.
 
     Args:
-        path: A ``.onnx`` file.
+        model: Hollow weights are zeros, which take no memory as long as nobody writes them.
         inputs: What it takes.
         sizes: Free axis → length.
 
     Returns:
         Floating-point operations, as :data:`COUNTED` has it.
     """
-    events = _profile(path, {spec.name: _filled(spec, sizes) for spec in inputs})
+    weights = {
+        tensor.name: np.zeros(tensor.dims, helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        for tensor in model.graph.initializer
+        if is_hollow(tensor)
+    }
+    feeds = {spec.name: _filled(spec, sizes) for spec in inputs}
+    events = _profile(with_weights_outside(model), {**feeds, **weights})
     seen = [event["args"] for event in events if event.get("cat") == "Node" and "output_type_shape" in event["args"]]
     return sum(
         _RULES[node["op_name"]](_shapes(node["input_type_shape"]), _shapes(node["output_type_shape"]))
@@ -140,19 +147,15 @@ def _filled(spec: TensorSpec, sizes: Mapping[str, int]) -> np.ndarray[Any, Any]:
     return np.full(shape, int(np.issubdtype(spec.dtype, np.integer)), dtype=spec.dtype)
 
 
-def _profile(path: Path, feeds: Mapping[str, np.ndarray[Any, Any]]) -> list[dict[str, Any]]:
+def _profile(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray[Any, Any]]) -> list[dict[str, Any]]:
     import onnxruntime
 
     with tempfile.TemporaryDirectory(prefix="trrg-summary-") as scratch:
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.add_session_config_entry("session.disable_prepacking", "1")  # no second copy of the weights
-        options.enable_cpu_mem_arena = False  # one run: nothing is kept for a next one
-        options.enable_mem_pattern = False
-        options.log_severity_level = 3
+        options = few_runs()
+        options.add_session_config_entry("session.disable_prepacking", "1")  # the profile leaves out what was packed
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(scratch, "profile"))
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         session.run(None, dict(feeds))
         events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         return events

@@ -20,7 +20,7 @@ pytest.importorskip("onnxruntime_genai")
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from tests.export import tiny
-from trrg_export.hollow import Contents
+from trrg_export.hollow import Contents, is_hollow, read_hollow, without_weights
 from trrg_export.parity import LIMITS, Exported, compare
 from trrg_export.precision.half import to_half
 from trrg_export.precision.sections import NODES, Sections, cut
@@ -67,6 +67,21 @@ def _exported(checkpoint: Path, precision: str) -> tuple[int, int]:
     assert done.returncode == 0, done.stderr
     peak = int(done.stdout.split("VmHWM:")[1].split()[0]) * 1024
     return (checkpoint / "model.safetensors").stat().st_size, peak
+
+
+FREED = """
+from pathlib import Path
+import numpy as np
+from trrg_export.memory import return_large
+def resident():
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in line)
+return_large()
+np.ones(30 * 2**18, np.float32)  # the C library learns from what is freed what it need not give back
+held = [np.ones(2**20, np.float32) for _ in range(50)]  # 4 MiB each
+before = resident()
+del held[:-1]
+print((before - resident()) // 1024)
+"""
 
 
 @pytest.mark.slow
@@ -117,6 +132,26 @@ def test_contents_read_what_lies_outside_when_it_is_asked_for(tmp_path: Path) ->
     assert contents["w1"] == model.graph.initializer[1]
     assert np.array_equal(contents.array("w1"), numpy_helper.to_array(model.graph.initializer[1]))
     assert _traced(lambda: [contents.array(name).sum() for name in contents]) < model.ByteSize() / 8
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_a_graph_is_kept_without_its_weights(tmp_path: Path, external: bool) -> None:
+    model, path = _chain(), tmp_path / "graph.onnx"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, -1], np.int64), "shape"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((64, 64), np.int8), "bytes"))
+    model.metadata_props.add(key="made", value="by a test")
+    wanted, size = without_weights(model, (TensorProto.FLOAT, TensorProto.INT8)), model.ByteSize()
+    onnx.save_model(model, str(path), save_as_external_data=external, location="graph.data", size_threshold=0)
+    read = read_hollow(path)
+    assert read.ByteSize() < size / 8
+    assert read.SerializeToString(deterministic=True) == wanted.SerializeToString(deterministic=True)
+    assert [tensor.name for tensor in read.graph.initializer if not is_hollow(tensor)] == ["shape"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only the GNU C library is told what to give back")
+def test_what_is_large_goes_back_when_it_is_freed() -> None:
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 150  # MiB of 196
 
 
 @pytest.mark.parametrize("lower", [to_half, to_static])

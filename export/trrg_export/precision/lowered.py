@@ -130,6 +130,7 @@ def settle(source: onnx.ModelProto, kept: Mapping[str, str], lowering: Lowering)
         if not added or _share(source, drifting) > FP32_SHARE:
             furthest = max(drift, key=lambda name: drift[name])
             return Hopeless(furthest, drift[furthest], _shown(source, blamed), kept)
+        del model  # it is not in memory while the next one is made
 
 
 def drift_table(graphs: Mapping[str, LoweredGraph]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from trrg_export.hollow import is_large
+from trrg_export.memory import few_runs
 
 Array = NDArray[Any]
 Feed = Mapping[str, Array]
@@ -108,13 +109,7 @@ def _session(model: onnx.ModelProto) -> Any:
     """Open a graph as it is, for a few runs."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.enable_cpu_mem_arena = False
-    options.enable_mem_pattern = False
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model.SerializeToString(), few_runs(), providers=["CPUExecutionProvider"])
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:

@@ -43,7 +43,7 @@ import onnx
 from onnx import TensorProto, shape_inference
 
 from trrg_export.hollow import Contents, check, is_hollow, with_weights_outside, without_weights
-from trrg_export.memory import released
+from trrg_export.memory import few_runs, released
 from trrg_export.precision.int8 import quantize_weights
 from trrg_export.precision.layers import relative_gap
 from trrg_export.precision.lowered import (
@@ -150,7 +150,7 @@ def store_weights(
 def _left(source: _Source, feeds: Sequence[Feed], why: str, form: Form) -> LoweredGraph:
     """Put nothing into int8 arithmetic."""
     drift = _Drift(source, feeds) if feeds else None
-    stored = _finished(source.light, source.weights, form)
+    stored = _finished(_own(source.light), source.weights, form)
     kept = kept_layers(source.light, dict.fromkeys(_products(source.light), why))
     return LoweredGraph("int8", stored, kept, drift.of(stored) if drift else {}, "")
 
@@ -194,8 +194,8 @@ class _Trial:
 
     def convert(self, kept: Mapping[str, str]) -> onnx.ModelProto:
         with released():  # the library's quantizer lies in cycles, with the weights that it read
-            quantized = self._quantized(self._products.keys() - kept.keys())
-            return _finished(quantized, self._source.weights, self._form)
+            quantized = _own(self._quantized(self._products.keys() - kept.keys()))
+        return _finished(quantized, self._source.weights, self._form)
 
     def judge(self, model: onnx.ModelProto, kept: Mapping[str, str]) -> tuple[dict[str, float], dict[str, float]]:
         """Drift, and where it is too large what each product does alone; that is measured once, on a few feeds."""
@@ -260,6 +260,7 @@ def _products(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
 
 def _calibrated(source: _Source, feeds: Sequence[Feed]) -> Any:
     """Run the feeds; the library's ranges of all tensors around its operators."""
+    from onnxruntime import ExecutionOrder, InferenceSession
     from onnxruntime.quantization.calibrate import MinMaxCalibrater
 
     weights = source.inputs()
@@ -269,6 +270,12 @@ def _calibrated(source: _Source, feeds: Sequence[Feed]) -> Any:
         def select_tensors_to_calibrate(self, model: onnx.ModelProto) -> tuple[set[str], dict[str, Any]]:
             tensors, infos = super().select_tensors_to_calibrate(model)
             return tensors - names, infos
+
+        def create_inference_session(self) -> None:
+            options, path = few_runs(), self.augmented_model_path
+            # By default the nodes that measure tensors run last, and all tensors wait for them.
+            options.execution_order = ExecutionOrder.PRIORITY_BASED
+            self.infer_session = InferenceSession(path, options, providers=self.execution_providers)
 
     with quiet(), tempfile.TemporaryDirectory(prefix="trrg-int8-") as folder:
         path = Path(folder, "graph.onnx")
@@ -367,14 +374,19 @@ def _is_integer(node: onnx.NodeProto | None, rounded: Collection[str]) -> bool:
 
 
 def _finished(model: onnx.ModelProto, weights: Mapping[str, TensorProto], form: Form) -> onnx.ModelProto:
-    """A checked copy; the weights that are still floats are filled in, or in eight bits, embedding tables too."""
-    stored = onnx.ModelProto()
-    stored.CopyFrom(model)
+    """Fill in the weights that are still floats, or put them into eight bits, embedding tables too; checked."""
     if not form.stored:
-        for tensor in stored.graph.initializer:
+        for tensor in model.graph.initializer:
             if is_hollow(tensor):
                 tensor.CopyFrom(weights[tensor.name])
     else:
-        quantize_weights(stored, weights)
-    check(clean(stored))
-    return stored
+        quantize_weights(model, weights)
+    check(clean(model))
+    return model
+
+
+def _own(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy: a message holds the memory of all that it was made with, here weights in fp32."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 
-from trrg_export.memory import released
-from trrg_export.parity import LIMITS, ParityError
-from trrg_export.targets.base import Site
+from trrg_export.parity import LIMITS
+from trrg_export.targets.base import ProvenSite
 from trrg_sdk.backends import onnxruntime as backend
-from trrg_sdk.errors import BundleError, DeviceError
-from trrg_sdk.manifest import GRAPH_NAMES, TargetSpec
+from trrg_sdk.manifest import TargetSpec
 
 NAME = "ort"
 TARGET = "ort-cpu"
@@ -22,21 +20,6 @@ def unavailable_reason() -> str | None:
     return backend.unavailable_reason()
 
 
-def add(site: Site) -> TargetSpec:
-    """Open every graph as the workstation will, and name the runtime that did.
-
-    Raises:
-        ParityError: A graph does not open.
-    """
-    opened = backend.open_backend(device="cpu", threads=1)
-    found = []
-    for name in GRAPH_NAMES:
-        path = site.folder / "graphs" / f"{name}.onnx"
-        try:
-            with released():
-                opened.graph(path)
-        except (BundleError, DeviceError) as error:
-            found.append(f"{path.name} does not open in ONNX Runtime: {error}")
-    if found:
-        raise ParityError(found)
+def add(_: ProvenSite) -> TargetSpec:
+    """Name the runtime in which the bundle's own graphs were compared with PyTorch."""
     return TargetSpec(backend.NAME, importlib.metadata.version("onnxruntime"), graphs={}, engines=())
