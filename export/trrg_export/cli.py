@@ -63,6 +63,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--force", action="store_true", help="replace the bundle that is there")
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign it with this Ed25519 private key (PEM)")
     parser.add_argument("--studies", type=int, metavar="N", help="parity studies to compare (default all)")
+    _add_limits(parser)
+    return parser
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    """What may differ from PyTorch."""
     parser.add_argument(
         "--value-limit",
         type=float,
@@ -76,7 +82,18 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="least share of study-observation pairs with the same label (default fp32 1, others 0.99)",
     )
-    return parser
+    parser.add_argument(
+        "--clue-flips",
+        type=float,
+        metavar="X",
+        help="largest share of study-clue pairs on the other side of the threshold (default fp32 0, others 0.01)",
+    )
+    parser.add_argument(
+        "--differing-texts",
+        type=int,
+        metavar="N",
+        help="most parity studies whose tokens may differ (default fp32 0, others any)",
+    )
 
 
 def _add_gate(parser: argparse.ArgumentParser) -> None:
@@ -201,7 +218,15 @@ def _options(arguments: argparse.Namespace, precision: str) -> ExportOptions:
     from trrg_export.build import ExportOptions
     from trrg_export.parity import LIMITS
 
-    given = {"value": arguments.value_limit, "label_agreement": arguments.label_agreement}
+    given = {
+        "value": arguments.value_limit,
+        "label_agreement": arguments.label_agreement,
+        "clue_flips": arguments.clue_flips,
+        "differing_texts": arguments.differing_texts,
+    }
+    for name in ("label_agreement", "clue_flips"):
+        if given[name] is not None and not 0 <= given[name] <= 1:
+            raise UsageError(f"--{name.replace('_', '-')}: expected a share from 0 to 1, got {given[name]}")
     limits = dataclasses.replace(LIMITS[precision], **_said(given))
     int4 = _said({"block_size": arguments.block_size, "int4_algorithm": arguments.int4_algorithm})
     if int4 and arguments.precision not in ("int4", _AUTO):

@@ -5,8 +5,8 @@
 A checkpoint with random weights is written; then ``trrg-export`` runs on it in a process of its own, whole: reading,
 PyTorch on the parity studies, four graphs, quantization, comparison. A shape names the language model, with encoders
 of the mini size; ``base`` has Swin-B and BERT-base with a toy language model. Random weights write no report, so the
-comparison proves nothing here and its limit on labels is lifted; what it costs is counted. ``full`` has the encoders of
-``base`` and the language model of ``1.1b``.
+comparison proves nothing here and its limits on labels and clues are lifted; what it costs is counted. ``full`` has
+the encoders of ``base`` and the language model of ``1.1b``.
 
 The peak is the largest resident set of that process in samples every 20 ms, pages of mapped files included: the system
 may drop those when memory is short, and *anonymous* memory is without them. (What ``getrusage`` says of a child begins
@@ -99,7 +99,9 @@ class Cost:
 def main(argv: list[str] | None = None) -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="SHAPE:PRECISION", help=f"SHAPE is base, {', '.join(SHAPES)}")
+    parser.add_argument(
+        "cases", nargs="*", metavar="SHAPE:PRECISION[:TARGET]", help=f"SHAPE is base, {', '.join(SHAPES)}"
+    )
     parser.add_argument("--folder", type=Path, help="where checkpoint and bundle lie meanwhile (default: temporary)")
     parser.add_argument("--code", type=Path, default=CONFIG.parents[2], help="checkout to measure (default this one)")
     parser.add_argument(
@@ -122,13 +124,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(case: str, folder: Path, code: Path, label: str) -> Cost:
     """Write a checkpoint and export it in a process of its own."""
-    shape, precision = case.split(":")
+    shape, precision, *targets = case.split(":")
     checkpoint, out = folder / "checkpoint", folder / "bundle"
     write_checkpoint(SHAPES.get(shape, SHAPES["toy"]), checkpoint, config=BASE if shape in _BASES else CONFIG)
     places = os.pathsep.join(str(code / part) for part in (".", "train", "export"))
     environment = {**os.environ, "PYTHONPATH": places}
-    options = [str(checkpoint), "--out", str(out), "--label-agreement", "0"]
+    options = [str(checkpoint), "--out", str(out), "--label-agreement", "0", "--clue-flips", "1"]
     options += [] if precision == "fp32" else [f"--{precision}"]
+    options += [f"--target={target}" for target in targets]
     told = subprocess.run([sys.executable, "-c", IMPORTS], env=environment, capture_output=True, text=True, check=True)
     start = time.perf_counter()
     with subprocess.Popen(
@@ -198,6 +201,7 @@ def write_checkpoint(shape: dict[str, int], folder: Path, *, config: Path = CONF
     texts = [text for clue in clues for text in (clue.positive, clue.negative)]
     tokenizer = train_tokenizer([*texts, model_config.instruction], vocab_size=settings.stage1.vocab_size)
     prompt = instruction_prompt(model_config.instruction, tokenizer)
+    torch.manual_seed(1)
     model = Trrg(model_config, vocab_size=tokenizer.get_vocab_size(), prompt=prompt).eval()
     size = model_config.image_size
     meta = CheckpointMeta(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trrg_export.cli import build_parser, main
+from trrg_export.cli import _options, build_parser, main
 
 
 def test_importing_the_command_loads_nothing_heavy() -> None:
@@ -51,6 +51,8 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         "--studies",
         "--value-limit",
         "--label-agreement",
+        "--clue-flips",
+        "--differing-texts",
         "exit codes",
     ):
         assert option in text
@@ -84,6 +86,8 @@ def test_a_checkpoint_is_exported_or_engines_are_rebuilt(
         (["{folder}", "--out", "{folder}/none/b"], "does not exist"),
         (["{folder}", "--out", "{folder}"], "exists already"),
         (["{folder}", "--out", "{folder}/b", "--studies", "0"], "at least 1"),
+        (["{folder}", "--out", "{folder}/b", "--label-agreement", "99"], "--label-agreement: expected a share"),
+        (["{folder}", "--out", "{folder}/b", "--clue-flips", "-1"], "--clue-flips: expected a share"),
     ],
 )
 def test_senseless_arguments_are_one_line_and_exit_2(
@@ -95,6 +99,16 @@ def test_senseless_arguments_are_one_line_and_exit_2(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.torch
+def test_every_limit_of_the_comparison_can_be_set() -> None:
+    pytest.importorskip("torch")
+    from trrg_export.parity import ParityLimits
+
+    given = ["--value-limit", "0.5", "--label-agreement", "0.9", "--clue-flips", "0.2", "--differing-texts", "3"]
+    arguments = build_parser().parse_args(["checkpoint", "--out", "bundle", "--int8", *given])
+    assert _options(arguments, "int8").limits == ParityLimits(0.5, 3, 0.9, 0.2)
 
 
 @pytest.mark.torch

@@ -61,7 +61,8 @@ sys.exit(code)
 def _exported(checkpoint: Path, precision: str) -> tuple[int, int]:
     """Export; the size of the weights and the largest resident set, in bytes."""
     out = checkpoint.with_name(f"{checkpoint.name}-{precision}")
-    options = [str(checkpoint), "--out", str(out), f"--{precision}", "--label-agreement", "0", "--studies", "1"]
+    options = [str(checkpoint), "--out", str(out), f"--{precision}", "--label-agreement", "0"]
+    options += ["--clue-flips", "1", "--studies", "1"]
     command = [sys.executable, "-c", EXPORT, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
