@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from trrg_sdk.backends import Backend, open_decoder, open_graphs
 from trrg_sdk.backends.base import Decoder, Divisible, Graph
 from trrg_sdk.backends.batch import Batchable, BatchDecoder
+from trrg_sdk.backends.large_pages import LargePages
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.clues import Calibration, Clue, ClueEncoder, EncodedClues, heat_maps
 from trrg_sdk.decoding.alike import passes_agree
@@ -29,6 +30,7 @@ from trrg_sdk.decoding.sampling import sample
 from trrg_sdk.decoding.store import ReportStore, StoreArrays
 from trrg_sdk.distance import open_judge
 from trrg_sdk.errors import BundleError, DeviceError, UsageError
+from trrg_sdk.manifest import GRAPH_NAMES
 from trrg_sdk.report import ClueScores, GateReason
 
 if TYPE_CHECKING:
@@ -86,6 +88,8 @@ class Engine:
         self._near_ties: dict[int, float] = {}  # slots → lead
         self._writing, self._sharing, self._trying = threading.Lock(), threading.Lock(), threading.Lock()
         self._alike: bool | None = None  # whether passes of any width agree, once that was tried
+        on_a_gpu = backend.device.startswith(("cuda", "tensorrt"))
+        self._pages = LargePages(0 if on_a_gpu else _weights(backend, bundle, GRAPH_NAMES))
         pool = ThreadPoolExecutor(4, thread_name_prefix="trrg-open")
         self._decoder = pool.submit(open_decoder, backend, bundle)
         self._decoding = decoding
@@ -170,6 +174,7 @@ class Engine:
             The whole text.
         """
         with self._writing:
+            self._pages.before(1)
             drafts = self._drafting()
             if drafts and isinstance(drafts.drafter, StoreDrafter):
                 present, absent = _observed(scores, self._manifest.observations)
@@ -230,6 +235,7 @@ class Engine:
             The writer, or None with beams and where the decoder takes one report at a time.
         """
         decoder = self._decoder.result()
+        self._pages.before(slots)
         greedy = self._decoding.beams == 1
         opened = decoder.batch(slots) if greedy and isinstance(decoder, Batchable) else None
         if opened is None:
@@ -302,10 +308,14 @@ def _bundled(bundle: Bundle) -> EncodedClues:
 def _open_singles(backend: Backend, bundle: Bundle) -> dict[str, Graph] | None:
     """The graphs that perceive with one thread each; None where there is nothing to gain."""
     single = backend.single() if isinstance(backend, Divisible) else None
-    files = bundle.manifest.files
-    named = [single.file(name, bundle.manifest) for name in _PERCEIVING] if single else []
-    size = sum(spec.bytes for path, spec in files.items() if path.startswith(tuple(named)))  # with external data
-    return open_graphs(single, bundle, _PERCEIVING) if single and size <= _SMALL else None
+    small = single and _weights(single, bundle, _PERCEIVING) <= _SMALL
+    return open_graphs(single, bundle, _PERCEIVING) if single and small else None
+
+
+def _weights(backend: Backend, bundle: Bundle, names: Sequence[str]) -> int:
+    """Bytes of graphs, with their external data."""
+    named = tuple(backend.file(name, bundle.manifest) for name in names)
+    return sum(spec.bytes for path, spec in bundle.manifest.files.items() if path.startswith(named))
 
 
 def _open_drafts(bundle: Bundle, target: str, opening: Future[Decoder]) -> Drafts | None:

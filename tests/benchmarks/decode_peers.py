@@ -42,9 +42,11 @@ class Ours:
 
     def __init__(self, folder: Path, *, spec: DecoderSpec, table: Path, threads: int) -> None:
         from trrg_sdk.backends import onnxruntime
+        from trrg_sdk.backends.large_pages import LEAST_WEIGHTS, LargePages
 
         self._decoder = onnxruntime.open_backend(device="cpu", threads=threads).decoder(folder / "decoder.onnx", spec)
         self._table = np.load(table, mmap_mode="r")
+        self._pages = LargePages(LEAST_WEIGHTS)  # as the engine of a Reporter, which has these loops, does
         self._prompt = 0
 
     def write(self, prompt: Sequence[int], count: int) -> list[int]:
@@ -52,6 +54,7 @@ class Ours:
         from trrg_sdk.decoding.greedy import generate
 
         self._prompt = len(prompt)
+        self._pages.before(1)
         written = generate(self._decoder, self._table[list(prompt)], self._table, eos=-1, max_new_tokens=count)
         return list(written.ids)
 

@@ -74,7 +74,7 @@ class Prepared:
 
     def is_cut_off(self, error: InputError) -> bool:
         """Whether what went wrong with the image may be that it is still being written."""
-        return self.young and error.code in _CUT_OFF
+        return self.young and isinstance(error, DicomError) and error.code in _CUT_OFF
 
     def retry(self, error: DicomError | RefusedError) -> Task:
         """Go on with the next image: this one cannot be decoded, or the gate refused it."""
