@@ -46,7 +46,7 @@ class Ours:
 
         self._decoder = onnxruntime.open_backend(device="cpu", threads=threads).decoder(folder / "decoder.onnx", spec)
         self._table = np.load(table, mmap_mode="r")
-        self._pages = LargePages(LEAST_WEIGHTS)  # as the engine of a Reporter, which has these loops, does
+        self.pages = LargePages(LEAST_WEIGHTS)  # as the engine of a Reporter, which has these loops, does
         self._prompt = 0
 
     def write(self, prompt: Sequence[int], count: int) -> list[int]:
@@ -54,7 +54,7 @@ class Ours:
         from trrg_sdk.decoding.greedy import generate
 
         self._prompt = len(prompt)
-        self._pages.before(1)
+        self.pages.before(1)
         written = generate(self._decoder, self._table[list(prompt)], self._table, eos=-1, max_new_tokens=count)
         return list(written.ids)
 
