@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
+from trrg_sdk.backends.large_pages import setting
 from trrg_sdk.backends.onnxruntime import NARROW
 from trrg_sdk.errors import BundleError, DeviceError, UsageError
 from trrg_sdk.processors import processors
@@ -70,6 +71,7 @@ def _processors() -> Iterator[tuple[str, str]]:
         "threads",
         f"{found.threads} for a graph, 1 for a decoder narrower than {NARROW}, none pinned; --threads sets it",
     )
+    yield "large pages", setting()
     yield "threads reading ahead", f"{found.threads}, as many as --threads says"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trrg_sdk import Bundle
+from trrg_sdk import Bundle, doctor
 from trrg_sdk.backends import fake, large_pages
 from trrg_sdk.backends.large_pages import LEAST_WEIGHTS, LargePages, use_large_pages
 from trrg_sdk.engine import Engine
@@ -82,6 +82,23 @@ def test_a_system_that_needs_no_asking_is_not_asked(
     monkeypatch.setattr(large_pages, "_SETTING", tmp_path / "enabled")
     monkeypatch.setattr(large_pages, "_candidates", lambda _: pytest.fail("asked"))
     use_large_pages()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("[always] madvise never", "without asking"),
+        ("always [madvise] never", "64 MB"),
+        ("always madvise [never]", "a third longer"),
+        ("", "not known"),
+    ],
+)
+def test_the_doctor_says_whether_there_are_any(
+    given: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "enabled").write_text(given)
+    monkeypatch.setattr(large_pages, "_SETTING", tmp_path / "enabled")
+    assert said in dict(doctor.examine())["large pages"]
 
 
 def test_a_single_text_is_written_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

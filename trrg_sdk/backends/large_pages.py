@@ -21,6 +21,11 @@ _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _MAPS = Path("/proc/self/smaps")
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) rw-p \S+ \S+ 0 *(\[heap\])?$")
 _FIELD = re.compile(r"(Rss|AnonHugePages): +(\d+) kB$")
+_SETTINGS = {
+    "always": "given without asking",
+    "madvise": f"asked for, for weights of {LEAST_WEIGHTS >> 20} MB and more",
+    "never": f"never given ({_SETTING}): a large decoder may take a third longer",
+}
 _HUGEPAGE, _COLLAPSE = 14, 25  # madvise(2); the second one since Linux 6.1
 _PAGE = 2 << 20
 _LEAST = 2 * _PAGE
@@ -43,6 +48,12 @@ class LargePages:
             if self._wanted and self._texts > 1:
                 self._wanted = False
                 use_large_pages()
+
+
+def setting() -> str:
+    """Say in some words whether this machine gives large pages."""
+    said = re.search(r"\[(\w+)\]", _read(_SETTING))
+    return _SETTINGS.get(said[1] if said else "", "not known on this system")
 
 
 def use_large_pages() -> None:
