@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sqlite3
 import threading
 import time
@@ -9,18 +10,19 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.sdk.chest_dicom import chest_bytes, chest_pixels
-from tests.sdk.site_folder import TINY, audited, put, states, studies
+from tests.sdk.site_folder import REPOSITORY, TINY, audited, put, states, studies
 from trrg_sdk import Reporter
 from trrg_sdk.cli import main
 from trrg_sdk.errors import DicomError, UsageError
-from trrg_sdk.reading import Picture
+from trrg_sdk.outputs import _MODULES, FORMATS
+from trrg_sdk.reading import Picture, Reading
 from trrg_sdk.site import outbox
 from trrg_sdk.site.batch import _Desk
 from trrg_sdk.site.ledger import Ledger, Row
@@ -199,3 +201,61 @@ def test_bytes_are_fetched_when_their_turn_has_come(embedded_like: Reporter) -> 
     with pytest.raises(DicomError) as caught:
         embedded_like.report(gone)
     assert caught.value.code == "unreadable" and "ZEBRA" not in str(caught.value)
+
+
+def test_a_study_whose_best_image_cannot_be_read_now_is_not_reported_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best, other = (tmp_path / "in" / name for name in ("best", "other"))
+    put(best, chest_bytes(uid="2.25.1", study="2.25.5", ViewPosition="PA"))
+    put(other, chest_bytes(uid="2.25.2", study="2.25.5", ViewPosition="AP"))
+    real = Tree.read
+
+    def read(self: Tree, found: Found) -> bytes:
+        if found.path.endswith("best"):
+            raise OSError("gone")
+        return real(self, found)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tree, "read", read)
+        assert batch(tmp_path) == 3
+    assert states(tmp_path / "out") == {"failed": 1} and not list((tmp_path / "out" / "reports").iterdir())
+    batch(tmp_path)
+    assert states(tmp_path / "out") == {"done": 1}
+
+
+@pytest.mark.parametrize(("formats", "whole"), [("text,json", False), ("json,html", True), ("text,fhir", False)])
+def test_images_are_kept_whole_only_for_formats_that_show_them(
+    formats: str, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "fhir" in formats:
+        pytest.importorskip("fhir")
+    kept: list[object] = []
+    real = Reporter.report_many
+
+    def report_many(self: Reporter, *arguments: Any, **options: Any) -> Any:
+        kept.append(options["keep"])
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(Reporter, "report_many", report_many)
+    studies(tmp_path / "in", 1)
+    batch(tmp_path, "--format", formats)
+    assert [keep is None for keep in kept] == [whole] * len(kept) and kept
+
+
+@pytest.fixture(scope="module")
+def example() -> Reading:
+    (path,) = (REPOSITORY / "examples" / "data").glob("*.dcm")
+    reading = Reporter(device="cpu").read(path)
+    assert any(one.heat_peak for sentence in reading.report.sentences for one in sentence.evidence)
+    return reading
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_a_format_says_of_itself_is_true(name: str, example: Reading) -> None:
+    output = cast("Any", importlib.import_module(f"trrg_sdk.outputs.{_MODULES[name]}"))
+    if reason := output.unavailable_reason():
+        pytest.skip(reason)
+    assert example.picture is not None
+    small = replace(example, picture=replace(example.picture, pixels=example.picture.pixels[::3, ::3].copy()))
+    assert (output.render(example) != output.render(small)) == output.SHOWS_IMAGE

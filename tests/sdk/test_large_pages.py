@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trrg_sdk import Bundle, doctor
+from tests.sdk.chest_dicom import chest_bytes
+from trrg_sdk import Bundle, Reporter, doctor
 from trrg_sdk.backends import fake, large_pages
 from trrg_sdk.backends.large_pages import LEAST_WEIGHTS, LargePages, use_large_pages
 from trrg_sdk.engine import Engine
@@ -127,3 +128,12 @@ def test_an_engine_asks_before_its_second_text(monkeypatch: pytest.MonkeyPatch) 
     assert not asked
     engine.write(prompt)
     assert asked
+
+
+def test_texts_that_are_written_together_are_more_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(large_pages, "use_large_pages", lambda: asked.append(1))
+    monkeypatch.setattr(large_pages, "LEAST_WEIGHTS", 1)
+    reporter = Reporter(TINY, device="cpu")
+    assert all(outcome.report for outcome in reporter.report_many([chest_bytes()] * 2))
+    assert asked == [1]

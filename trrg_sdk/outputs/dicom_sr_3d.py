@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NAME = "sr-3d"
 EXTENSION = ".sr-3d.dcm"
-SHOWS_IMAGE = True
+SHOWS_IMAGE = False
 
 _KIND = Kind(NAME, "1.2.840.10008.5.1.4.1.1.88.34", "SR", 9903, "TRRG clue scores")
 
