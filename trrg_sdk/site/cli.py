@@ -46,7 +46,9 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         parser.add_argument("--bundle", metavar="DIR", help="the model to use (default: the embedded one)")
         parser.add_argument("--device", metavar="D", help="as of trrg report (default: auto)")
         parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: the physical cores)")
-        parser.add_argument("--workers", type=_positive, metavar="N", help="threads that read (default: 4)")
+        parser.add_argument(
+            "--workers", type=_positive, metavar="N", help="threads that read headers and hash files (default: 4)"
+        )
         parser.add_argument("--format", metavar="F[,F]", help="as of trrg report (default: text)")
         parser.add_argument(
             "--settle",

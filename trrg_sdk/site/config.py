@@ -129,7 +129,7 @@ class WatchConfig:
 
     Attributes:
         folder: Searched with its subfolders; ``ready`` of ``receive.spool`` when it is left out.
-        workers: Threads that read images.
+        workers: Threads that read headers and hash files.
         settle_s: Files that changed less than so many seconds ago are left alone.
         rescan_s: Look this often without any event of the file system too.
         accept: Codes of the gate to override (``trrg_sdk.gate_codes``).

@@ -24,7 +24,7 @@ class Options:
 
     Attributes:
         outputs: Formats to write.
-        workers: Threads that read headers and images.
+        workers: Threads that read headers and hash files.
         limit: Studies to report in a round at most; None for all.
         settle_s: Files that changed less than so many seconds ago are left for the next round.
         key: Secret to de-identify the outputs with; b"" leaves them as they are.
