@@ -225,10 +225,26 @@ def test_the_pause_doubles_and_has_an_end(tmp_path: Path) -> None:
     assert waits == [10, 20, 40, 50, 50]
 
 
+def test_storescp_that_rejects(tmp_path: Path) -> None:
+    """It may close before it has read what we asked; the system then drops its answer with the connection."""
+    port, items = free_port(), []
+    with started([dcmtk("storescp"), "--refuse", "-od", tmp_path, port], tmp_path / "log"):
+        until(lambda: listens(port))
+        for turn in range(5):
+            folder = tmp_path / str(turn)
+            folder.mkdir()
+            courier = courier_of(site_of(folder, port))
+            courier.queue.enqueue(image(folder), "pacs")
+            courier.round()
+            items.append(only(courier))
+    assert {item.state for item in items} == {"waiting"}
+    said = ["rejects the association" in item.note for item in items]
+    assert any(said) and all(clear or "no DICOM answer" in item.note for clear, item in zip(said, items, strict=True))
+
+
 @pytest.mark.parametrize(
     ("options", "called", "state", "note"),
     [
-        (("--refuse",), "PACS", "waiting", "rejects the association"),
         (("--implicit",), "PACS", "stored", ""),
         (("--abort-after",), "PACS", "waiting", "the connection ended before the node answered"),
         (("--abort-during",), "PACS", "waiting", "the connection ended before the node answered"),
