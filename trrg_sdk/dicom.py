@@ -105,9 +105,10 @@ def load(source: Source) -> Radiograph:
         return source
     if isinstance(source, np.ndarray):
         return _from_array(source)
+    content = _fetched(source) if callable(source) else source
     with tags.quiet():
         try:
-            return _from_dataset(_read(source))
+            return _from_dataset(_read(content))
         except InputError:
             raise
         except Exception as error:  # pydicom converts elements late, so a damaged one may raise anywhere above
@@ -202,7 +203,25 @@ def _from_array(array: NDArray[Any]) -> Radiograph:
     return Radiograph(pixels=pixels, notes=("an array says nothing of itself: larger is taken as brighter",))
 
 
-def _read(source: str | os.PathLike[str] | bytes | Callable[[], bytes] | Dataset) -> Dataset:
+def _fetched(fetch: Callable[[], object]) -> bytes:
+    """Call what gives the bytes. What it raises beyond ``OSError`` is its caller's bug, and no damaged file."""
+    try:
+        content = fetch()
+    except OSError as error:
+        raise _unreadable(error) from error
+    if not isinstance(content, bytes):
+        came = type(content).__name__
+        raise DicomError(f"a function that gives the bytes of a file was expected, it gave {came}", code="not_dicom")
+    return content
+
+
+def _unreadable(error: Exception) -> DicomError:
+    return DicomError(
+        f"the file cannot be opened ({type(error).__name__}); check the path and the rights", code="unreadable"
+    )
+
+
+def _read(source: str | os.PathLike[str] | bytes | Dataset) -> Dataset:
     """Parse the source; what comes back looks like DICOM."""
     from pydicom.dataset import Dataset
 
@@ -210,18 +229,16 @@ def _read(source: str | os.PathLike[str] | bytes | Callable[[], bytes] | Dataset
         return source
     if isinstance(source, bytes):
         return _parse(source)
-    if not isinstance(source, (str, os.PathLike)) and not callable(source):
+    if not isinstance(source, (str, os.PathLike)):
         raise DicomError(
             "a path, bytes, a function that gives them, a pydicom Dataset or a numpy array was expected, "
             f"{type(source).__name__} came",
             code="not_dicom",
         )
     try:
-        return _parse(source() if callable(source) else Path(source).read_bytes())
+        return _parse(Path(source).read_bytes())
     except (OSError, ValueError) as error:
-        raise DicomError(
-            f"the file cannot be opened ({type(error).__name__}); check the path and the rights", code="unreadable"
-        ) from error
+        raise _unreadable(error) from error
 
 
 def _parse(content: bytes) -> Dataset:

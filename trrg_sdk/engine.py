@@ -200,6 +200,7 @@ class Engine:
         """
         if count < 1:
             raise UsageError(f"samples: expected at least 1, got {count}.")
+        self._pages.before(count)
         draws, decoder, table, rules = np.random.default_rng(seed), self._decoder, self._token_embedding, self._rules()
         with self._writing:
             return [

@@ -91,7 +91,7 @@ def llama_page(*, layers: int, threads: int, turns: int) -> Iterator[str]:
     """
     bandwidth = read_bandwidth(threads)
     with tempfile.TemporaryDirectory(prefix="decode-") as folder:
-        made = EngineProcess(_Maker, threads=threads, patience=_MAKING)  # a process: torch and the weights go with it
+        made = EngineProcess(Maker, threads=threads, patience=_MAKING)  # a process: torch and the weights go with it
         try:
             spec, weights, failed = made.call("make", Path(folder), layers).result
         finally:
@@ -113,7 +113,7 @@ def llama_page(*, layers: int, threads: int, turns: int) -> Iterator[str]:
     yield "\n".join(claims(rows))
 
 
-class _Maker:
+class Maker:
     def make(self, folder: Path, layers: int) -> tuple[DecoderSpec, dict[str, int], dict[str, str]]:
         """Make the models; plain values go back, so that the parent need not import torch to read them."""
         from decode_models import make_models

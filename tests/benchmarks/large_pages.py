@@ -17,11 +17,11 @@ import time
 from functools import partial
 from pathlib import Path
 
-from decode_llama import PROMPT, WRITTEN, _Maker
+from decode_llama import PROMPT, WRITTEN, Maker
 from decode_peers import Ours
 from decode_process import EngineProcess
 
-from trrg_sdk.backends.large_pages import use_large_pages
+from trrg_sdk.backends.large_pages import LargePages, use_large_pages
 from trrg_sdk.manifest import DecoderSpec
 
 _TEXTS = 5
@@ -32,7 +32,7 @@ class Probe:
 
     def __init__(self, folder: Path, *, spec: DecoderSpec, table: Path, threads: int) -> None:
         self._ours = Ours(folder, spec=spec, table=table, threads=threads)
-        self._ours.pages.before(-(1 << 20))  # never the second text
+        self._ours.pages = LargePages(0)
 
     def measure(self) -> dict[str, float]:
         """Milliseconds a token before and after, and seconds of asking."""
@@ -62,7 +62,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="large-pages-") as home:
         folder = Path(home)
-        maker = EngineProcess(_Maker, threads=args.threads, patience=3600)
+        maker = EngineProcess(Maker, threads=args.threads, patience=3600)
         try:
             spec, *_ = maker.call("make", folder, args.layers).result
         finally:

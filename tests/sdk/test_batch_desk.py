@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import sqlite3
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from tests.sdk.site_folder import REPOSITORY, TINY, audited, put, states, studie
 from trrg_sdk import Reporter
 from trrg_sdk.cli import main
 from trrg_sdk.errors import DicomError, UsageError
-from trrg_sdk.outputs import _MODULES, FORMATS
+from trrg_sdk.outputs import FORMATS, open_output
 from trrg_sdk.reading import Picture, Reading
 from trrg_sdk.site import outbox
 from trrg_sdk.site.batch import _Desk
@@ -38,16 +37,16 @@ def test_what_waits_is_written_together_and_in_order() -> None:
     written: list[list[int]] = []
     first, go_on = threading.Event(), threading.Event()
 
-    def write(studies: Sequence[Any]) -> None:
+    def write(studies: Sequence[int]) -> None:
         written.append(list(studies))
         first.set()
         assert go_on.wait(30)
 
     with _Desk(write) as desk:
-        desk.hand(0)  # type: ignore[arg-type]
+        desk.hand(0)
         assert first.wait(30)
         for number in range(1, 6):
-            desk.hand(number)  # type: ignore[arg-type]
+            desk.hand(number)
         go_on.set()
     assert written == [[0], [1, 2, 3, 4, 5]]
 
@@ -55,14 +54,14 @@ def test_what_waits_is_written_together_and_in_order() -> None:
 def test_a_desk_is_never_far_behind() -> None:
     go_on, alive = threading.Event(), []
 
-    def write(studies: Sequence[Any]) -> None:
+    def write(studies: Sequence[int]) -> None:
         assert go_on.wait(30)
         alive.clear()
 
-    def hand_many(desk: _Desk) -> None:
+    def hand_many(desk: _Desk[int]) -> None:
         for number in range(30):
             alive.append(number)
-            desk.hand(number)  # type: ignore[arg-type]
+            desk.hand(number)
 
     with _Desk(write) as desk:
         thread = threading.Thread(target=hand_many, args=(desk,))
@@ -77,18 +76,18 @@ def test_a_desk_is_never_far_behind() -> None:
 
 
 def test_what_went_wrong_at_the_desk_is_raised() -> None:
-    def write(studies: Sequence[Any]) -> None:
+    def write(studies: Sequence[int]) -> None:
         raise UsageError("full")
 
     with pytest.raises(UsageError, match="full"), _Desk(write) as desk:
-        desk.hand(0)  # type: ignore[arg-type]
+        desk.hand(0)
 
 
 def test_several_studies_are_in_the_ledger_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger(tmp_path)
     row = Row(b"c", b"q", "m", "text", "done", "", "", {}, "2026-01-01T00:00:00.000+00:00")
-    broken = replace(row, message=["no text"])  # type: ignore[arg-type]
-    with pytest.raises((UsageError, sqlite3.Error)):
+    broken = replace(row, message="\ud800")  # no text in UTF-8
+    with pytest.raises(UnicodeEncodeError):
         ledger.finish({b"a": (row, {"study": "a"}), b"b": (broken, {"study": "b"})})
     assert not ledger.rows()
     ledger.finish({b"a": (row, {"study": "a"}), b"b": (row, {"study": "b"})})
@@ -169,7 +168,7 @@ def test_the_small_picture_is_the_same_whether_the_whole_one_was_kept(tmp_path: 
         assert max(picture.size) == 320
 
 
-def test_what_is_not_kept_of_images_is_gone_before_the_next_ones_come(embedded_like: Reporter) -> None:
+def test_what_is_not_kept_of_images_is_gone_before_the_next_ones_come(tiny: Reporter) -> None:
     alive: list[weakref.ref[Any]] = []
     most, lock = 0, threading.Lock()
 
@@ -180,26 +179,33 @@ def test_what_is_not_kept_of_images_is_gone_before_the_next_ones_come(embedded_l
             most = max(most, sum(one() is not None for one in alive))
         return replace(picture, pixels=picture.pixels[:2, :2].copy())
 
-    sources: list[Callable[[], bytes]] = [lambda n=n: chest_bytes(uid=f"2.25.{n + 1}") for n in range(20)]  # type: ignore[misc]
-    outcomes = list(embedded_like.report_many(sources, readings=True, keep=keep, workers=1))
+    sources: list[Callable[[], bytes]] = [partial(chest_bytes, uid=f"2.25.{n + 1}") for n in range(20)]
+    outcomes = list(tiny.report_many(sources, readings=True, keep=keep, workers=1))
     assert len(alive) == 20 and most <= 2, "the worker's and the caller's"
     assert all(one.reading and one.reading.picture and one.reading.picture.pixels.shape == (2, 2) for one in outcomes)
 
 
 @pytest.fixture(scope="module")
-def embedded_like() -> Reporter:
+def tiny() -> Reporter:
     return Reporter(TINY, device="cpu")
 
 
-def test_bytes_are_fetched_when_their_turn_has_come(embedded_like: Reporter) -> None:
+def test_bytes_are_fetched_when_their_turn_has_come(tiny: Reporter) -> None:
     content = chest_bytes()
-    assert embedded_like.report(lambda: content).text == embedded_like.report(content).text
+    assert tiny.report(lambda: content).text == tiny.report(content).text
 
     def gone() -> bytes:
         raise OSError("ZEBRA^PATIENT")
 
+    def wrong() -> bytes:
+        raise KeyError("a bug of the caller's")
+
+    with pytest.raises(KeyError):
+        tiny.report(wrong)
+    with pytest.raises(DicomError, match="it gave NoneType"):
+        tiny.report(lambda: None)
     with pytest.raises(DicomError) as caught:
-        embedded_like.report(gone)
+        tiny.report(gone)
     assert caught.value.code == "unreadable" and "ZEBRA" not in str(caught.value)
 
 
@@ -253,9 +259,10 @@ def example() -> Reading:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_a_format_says_of_itself_is_true(name: str, example: Reading) -> None:
-    output = cast("Any", importlib.import_module(f"trrg_sdk.outputs.{_MODULES[name]}"))
-    if reason := output.unavailable_reason():
-        pytest.skip(reason)
+    try:
+        output = open_output(name)
+    except UsageError as error:
+        pytest.skip(str(error))
     assert example.picture is not None
     small = replace(example, picture=replace(example.picture, pixels=example.picture.pixels[::3, ::3].copy()))
     assert (output.render(example) != output.render(small)) == output.SHOWS_IMAGE

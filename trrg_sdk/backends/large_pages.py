@@ -1,8 +1,8 @@
 """Weights in large pages, where Linux gives them only to who asks.
 
-A token reads every weight once. In pages of 4 KiB the processor looks up where each lies about as long as it computes:
-a decoder of 100 M weights in int4 took a third more time a token. Most distributions ask for
-``/sys/kernel/mm/transparent_hugepage/enabled`` = ``madvise``; the libraries that allocate the weights do not.
+A token reads every weight once, and in pages of 4 KiB the processor spends time on looking up where they lie: a decoder
+of 100 M weights in int4 took a third more time a token (``tests/benchmarks/large_pages.py``). Where
+``/sys/kernel/mm/transparent_hugepage/enabled`` is ``madvise``, the libraries that allocate the weights do not ask.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LEAST_WEIGHTS = 64 << 20
-"""The embedded bundle's weights, 14 MB, gained 2 to 5 % and 0.1 to 0.2 s were lost."""
+"""Bytes. The embedded bundle, of 14 MB, became 2 to 5 % faster for 0.1 to 0.2 s (by a script that was not kept)."""
 
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _MAPS = Path("/proc/self/smaps")

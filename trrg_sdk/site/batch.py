@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from trrg_sdk.errors import DicomError, InputError, RefusedError, UsageError
 from trrg_sdk.outputs.deidentify import deidentify
@@ -29,6 +29,7 @@ REPORTS, CARDS, PICTURES = "reports", "cards", "pictures"
 _PATIENCE = 10  # times the settle time: so long a cut-off file is taken for one that is still being written
 _AHEAD = 2  # studies that each worker looks ahead
 _BEHIND = 8  # studies that wait to be written
+ItemT = TypeVar("ItemT")
 TRY_AGAIN = ("unreadable",)  # the disk's fault, not the study's: looked at again in the next round
 
 
@@ -83,19 +84,19 @@ class _Ended(NamedTuple):
     audit: dict[str, str]
 
 
-class _Desk:
+class _Desk(Generic[ItemT]):
     """Writes in a thread of its own, in order, so that the disk's time is not the model's; never far behind.
 
     What waits is written together: the disk then works for several studies at once, and is asked once to keep them.
     """
 
-    def __init__(self, write: Callable[[Sequence[_Written]], None]) -> None:
+    def __init__(self, write: Callable[[Sequence[ItemT]], None]) -> None:
         self._write = write
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trrg-write")
-        self._waiting: deque[_Written] = deque()
+        self._waiting: deque[ItemT] = deque()
         self._pending: deque[Future[None]] = deque()
 
-    def hand(self, study: _Written) -> None:
+    def hand(self, study: ItemT) -> None:
         """Take a study; raises what went wrong with earlier ones."""
         self._waiting.append(study)
         self._pending.append(self._thread.submit(self._write_waiting))
@@ -106,7 +107,7 @@ class _Desk:
         if studies := [self._waiting.popleft() for _ in range(len(self._waiting))]:
             self._write(studies)
 
-    def __enter__(self) -> _Desk:
+    def __enter__(self) -> _Desk[ItemT]:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -123,7 +124,7 @@ class _Round:
     progress: Progress
     stopped: Callable[[], bool]
     pool: ThreadPoolExecutor
-    desk: _Desk = field(init=False)
+    desk: _Desk[_Written] = field(init=False)
     passed: int = 0
 
     def wait(self) -> None:

@@ -121,7 +121,7 @@ def fingerprint(tree: Tree, study: Study) -> bytes:
 
 def _digest(tree: Tree, image: Image) -> bytes:
     with closing(tree.open(image.found)) as stream:
-        return hashlib.file_digest(stream, "sha256").digest()  # type: ignore[arg-type]
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _refusal(tree: Tree, task: Task) -> tuple[Task, InputError]:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from trrg_sdk.errors import UsageError
 from trrg_sdk.site.archive import MAX_MEMBER, Archives, BadArchive, is_archive
@@ -93,7 +93,7 @@ class Tree:
                     self.left_out["too_deep" if kind == "folder" else kind] += 1
             pending += [item for item in reversed(folders) if item[0] != self._without]
 
-    def open(self, found: Found) -> BinaryIO:
+    def open(self, found: Found) -> io.BufferedReader | io.BytesIO:
         """Open for reading; the caller closes it.
 
         Raises:
