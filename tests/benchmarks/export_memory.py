@@ -10,8 +10,9 @@ the encoders of ``base`` and the language model of ``1.1b``.
 
 The peak is the largest resident set of that process in samples every 20 ms, pages of mapped files included: the system
 may drop those when memory is short, and *anonymous* memory is without them. (What ``getrusage`` says of a child begins
-with the memory of the process that started it, which has just written a checkpoint.) *Libraries* is the resident set
-of a process that has only imported what an export imports. Steps are those that the command prints.
+with the memory of the process that started it, which has just written a checkpoint.) The *floor* is the peak of the
+same command on a checkpoint that weighs next to nothing: libraries, most of which are loaded while they are used, and
+what they keep. It says what a checkpoint adds. Steps are those that the command prints.
 
 Figures are kept beside the page (``.json``) and shown together, each case once for each ``--label``; ``--code`` names
 another checkout of this repository to measure.
@@ -37,7 +38,7 @@ from safetensors.torch import save_file
 
 from trrg_sdk.labeler import OBSERVATIONS
 from trrg_sdk.preprocess import Preprocess
-from trrg_train.config import read_config
+from trrg_train.config import RunConfig, read_config
 from trrg_train.data.grammar import prompts
 from trrg_train.models.checkpoint import CheckpointMeta, save_checkpoint
 from trrg_train.models.clue_bank import BankedClue
@@ -55,10 +56,6 @@ SHAPES = {
 BASE = CONFIG.with_name("base.toml")
 _BASES = ("base", "full")
 EXPORT = "import sys; from trrg_export.cli import main; sys.exit(main(sys.argv[1:]))"
-IMPORTS = (
-    "import trrg_export.build, onnxruntime.quantization, onnxruntime_genai.models.builder\n"
-    "print(open('/proc/self/status').read())"
-)
 STUDIES = 2
 NEW_TOKENS = 12
 _SEVEN = 6_738_415_616 * 4  # bytes of Llama 2 7B in fp32
@@ -73,7 +70,7 @@ class Cost:
         label: Which code.
         checkpoint: Size of its weights.
         bundle: Size of what was made.
-        libraries: Resident set with nothing but libraries.
+        floor: Largest resident set of the same command on next to no weights; ``None`` where it was not measured.
         peak: Largest resident set.
         seconds: By the clock.
         cpu: Of all threads, user and system.
@@ -84,7 +81,7 @@ class Cost:
     label: str
     checkpoint: int
     bundle: int
-    libraries: int
+    floor: int | None
     peak: int
     seconds: float
     cpu: float
@@ -123,36 +120,56 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(case: str, folder: Path, code: Path, label: str) -> Cost:
-    """Write a checkpoint and export it in a process of its own."""
+    """Write a checkpoint and export it in a process of its own, after one that weighs next to nothing."""
     shape, precision, *targets = case.split(":")
-    checkpoint, out = folder / "checkpoint", folder / "bundle"
-    write_checkpoint(SHAPES.get(shape, SHAPES["toy"]), checkpoint, config=BASE if shape in _BASES else CONFIG)
-    places = os.pathsep.join(str(code / part) for part in (".", "train", "export"))
-    environment = {**os.environ, "PYTHONPATH": places}
-    options = [str(checkpoint), "--out", str(out), "--label-agreement", "0", "--clue-flips", "1"]
+    options = ["--label-agreement", "0", "--clue-flips", "1"]
     options += [] if precision == "fp32" else [f"--{precision}"]
     options += [f"--target={target}" for target in targets]
-    told = subprocess.run([sys.executable, "-c", IMPORTS], env=environment, capture_output=True, text=True, check=True)
-    start = time.perf_counter()
-    with subprocess.Popen(
-        [sys.executable, "-c", EXPORT, *options], env=environment, stdout=sys.stderr, stderr=subprocess.PIPE, text=True
-    ) as process:
-        steps = follow(process)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(process.returncode)
+    config = read_config(BASE if shape in _BASES else CONFIG)
+    light, checkpoint, out = folder / "light", folder / "checkpoint", folder / "bundle"
+    write_checkpoint(SHAPES["toy"], light, config=weightless(config))
+    floor, _, _ = export(light, folder / "light-bundle", options, code)
+    write_checkpoint(SHAPES.get(shape, SHAPES["toy"]), checkpoint, config=config)
+    steps, seconds, cpu = export(checkpoint, out, options, code)
     return Cost(
         case=case,
         label=label,
         checkpoint=(checkpoint / "model.safetensors").stat().st_size,
         bundle=sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
-        libraries=resident(told.stdout)[0],
+        floor=max(total for total, _ in floor.values()),
         peak=max(total for total, _ in steps.values()),
-        seconds=time.perf_counter() - start,
-        cpu=usage.ru_utime + usage.ru_stime,
+        seconds=seconds,
+        cpu=cpu,
         steps=steps,
     )
+
+
+def export(
+    checkpoint: Path, out: Path, options: list[str], code: Path
+) -> tuple[dict[str, tuple[int, int]], float, float]:
+    """Run ``trrg-export``: what each step held, seconds by the clock and of the processor."""
+    places = os.pathsep.join(str(code / part) for part in (".", "train", "export"))
+    command = [sys.executable, "-c", EXPORT, str(checkpoint), "--out", str(out), *options]
+    environment = {**os.environ, "PYTHONPATH": places}
+    start = time.perf_counter()
+    with subprocess.Popen(command, env=environment, stdout=sys.stderr, stderr=subprocess.PIPE, text=True) as process:
+        steps = follow(process)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return steps, time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+
+
+def weightless(config: RunConfig) -> RunConfig:
+    """The encoders of a configuration with as few and as narrow layers as their kinds can have."""
+    vision, clue_encoder = dict(config.model.vision), dict(config.model.clue_encoder)
+    if vision["model_type"] == "swin":
+        vision |= {"embed_dim": 4, "depths": [1] * len(vision["depths"]), "num_heads": [1] * len(vision["depths"])}
+    else:
+        vision |= {"embedding_size": 4, "hidden_sizes": [4] * 4, "depths": [1] * 4}
+    clue_encoder |= {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 4}
+    return replace(config, model=replace(config.model, vision=vision, clue_encoder=clue_encoder, joint_dim=16))
 
 
 def follow(process: subprocess.Popen[str]) -> dict[str, tuple[int, int]]:
@@ -182,12 +199,12 @@ def resident(status: str) -> tuple[int, int]:
     return total, anonymous
 
 
-def write_checkpoint(shape: dict[str, int], folder: Path, *, config: Path = CONFIG) -> int:
+def write_checkpoint(shape: dict[str, int], folder: Path, *, config: RunConfig | None = None) -> int:
     """Write a stage-2 checkpoint with random weights; returns the parameters of its language model.
 
-    All but the language model is as the configuration has it.
+    All but the language model is as the configuration has it, by default that of the mini size.
     """
-    settings = read_config(config)
+    settings = config or read_config(CONFIG)
     names = {
         "hidden_size": "hidden",
         "num_hidden_layers": "layers",
@@ -227,11 +244,12 @@ def page_of(costs: list[Cost]) -> Iterator[str]:
     yield f"{STUDIES} parity studies, reports of up to {NEW_TOKENS} tokens. "
     yield from machine(("torch", "transformers", "onnx", "onnxruntime", "onnxruntime-genai"))
     yield "\nSizes in GiB, multiples are of the checkpoint; time by the clock counts whatever else the machine did.\n"
-    names = "case, code, checkpoint, bundle, libraries, peak, multiple, without libraries, anonymous, CPU s, clock s"
+    names = "case, code, checkpoint, bundle, floor, peak, multiple, above the floor, anonymous, CPU s, clock s"
     yield f"| {names.replace(', ', ' | ')} |\n|{'---|' * 11}"
     for cost in costs:
-        sizes = [f"{gib(size):.2f}" for size in (cost.checkpoint, cost.bundle, cost.libraries, cost.peak)]
-        over = [f"{size / cost.checkpoint:.2f}" for size in (cost.peak, cost.peak - cost.libraries)]
+        sizes = [_size(size) for size in (cost.checkpoint, cost.bundle, cost.floor, cost.peak)]
+        above = None if cost.floor is None else (cost.peak - cost.floor) / cost.checkpoint
+        over = [f"{cost.peak / cost.checkpoint:.2f}", "" if above is None else f"{above:.2f}"]
         rest = [f"{gib(cost.anonymous):.2f}", f"{cost.cpu:.0f}", f"{cost.seconds:.0f}"]
         yield f"| {cost.case.replace(':', ' ')} | {cost.label} | {' | '.join([*sizes, *over, *rest])} |"
     yield from steps_of(costs)
@@ -250,18 +268,22 @@ def steps_of(costs: list[Cost]) -> Iterator[str]:
 def seven_billion(costs: Mapping[str, Cost]) -> Iterator[str]:
     """The multiple of the largest language model that was exported to int4, at the size of a third one."""
     cost = next((costs[name] for name in ("1.1b:int4", "300m:int4") if name in costs), None)
-    if cost is None:
+    if cost is None or cost.floor is None:
         return
     times = _SEVEN / cost.checkpoint
-    held, kept = ((size - cost.libraries) * times + cost.libraries for size in (cost.peak, cost.anonymous))
+    held, kept = (max(size - cost.floor, 0) * times + cost.floor for size in (cost.peak, cost.anonymous))
     yield (
         "\n## A language model of 7 B parameters, computed\n\n"
-        f"Not run: what {cost.case.replace(':', ' ')} takes beyond the libraries grows with the weights. At "
+        f"Not run: what {cost.case.replace(':', ' ')} takes above the floor grows with the weights. At "
         f"{gib(_SEVEN):.1f} GiB (Llama 2 7B in fp32) that is a peak of {gib(held):.0f} GiB, {held / _SEVEN:.2f} times "
         f"the checkpoint, of which at most {gib(kept):.0f} GiB are anonymous and the rest mapped weights that the "
         f"system may drop; {cost.cpu * times / 60:.0f} minutes of CPU time; and {gib(_SEVEN):.0f} GiB on the disk for "
         "the graph in fp32 that is quantized."
     )
+
+
+def _size(size: int | None) -> str:
+    return "" if size is None else f"{gib(size):.2f}"
 
 
 def gib(size: float) -> float:
