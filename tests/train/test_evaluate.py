@@ -17,7 +17,7 @@ from trrg_train.cli import main
 from trrg_train.config import SourceConfig
 from trrg_train.data.sides import asserted_sides
 from trrg_train.data.study import Study
-from trrg_train.evaluate import Scope, Training, evaluate_source, laterality, training_of
+from trrg_train.evaluate import Scope, Training, clue_auc, evaluate_source, laterality, training_of
 from trrg_train.evaluation.comparison import EvaluationOptions, evaluate_texts
 from trrg_train.writers import BundleWriter, Written
 
@@ -41,6 +41,17 @@ def test_laterality_counts_what_both_texts_assert_on_one_side():
     figures = laterality([LEFT, RIGHT, BOTH, NO_SIDE, NONE, LEFT], [LEFT, LEFT, LEFT, LEFT, LEFT, BOTH])
     assert figures == {"findings": 4, "same": 0.25, "other": 0.5, "none": 0.25}
     assert laterality([NONE], [NONE]) == {"findings": 0, "same": None, "other": None, "none": None}
+
+
+def test_among_studies_with_findings_a_score_that_only_tells_sick_from_well_is_chance():
+    labels = np.zeros((8, len(OBSERVATIONS)))
+    normal, effusion = OBSERVATIONS.index("No Finding"), OBSERVATIONS.index("Pleural Effusion")
+    labels[:4, normal], labels[6:, effusion] = 1, 1
+    sick = np.repeat(1.0 - labels[:, normal, None], len(OBSERVATIONS), axis=1)
+    figures = clue_auc(sick, labels, np.array(["AP", "PA"] * 4))["each"]["Pleural Effusion"]
+    assert figures["positives"] == 2
+    assert figures["auc"] == pytest.approx(5 / 6, abs=1e-4)  # rounded
+    assert figures["within_abnormal"] == 0.5
 
 
 FAST = EvaluationOptions(meteor=False, resamples=20)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trrg_sdk.errors import UsageError
-from trrg_sdk.labeler import OBSERVATIONS, label_report
+from trrg_sdk.labeler import NO_FINDING, OBSERVATIONS, label_report
 from trrg_train.config import RunConfig, SourceConfig
 from trrg_train.data.cleaning import comparable
 from trrg_train.data.sides import asserted_sides
@@ -195,20 +195,23 @@ def evaluate(writer: Writer, studies: Sequence[Study], written: Sequence[Written
 def clue_auc(
     probabilities: NDArray[np.float64], labels: NDArray[np.float64], views: NDArray[np.str_]
 ) -> dict[str, Any]:
-    """AUC of each observation, overall and within each view; (K, 14), (K, 14), (K,)."""
+    """AUC of each observation, overall, within each view and among studies with findings; (K, 14), (K, 14), (K,).
+
+    A score that only tells the sick from the well is no better than chance among studies with findings.
+    """
 
     def column(name: str, rows: NDArray[np.bool_]) -> float | None:
         at = OBSERVATIONS.index(name)
         return _plain(auc(probabilities[rows, at], labels[rows, at]))
 
-    everyone = np.ones(len(views), dtype=bool)
+    everyone, abnormal = np.ones(len(views), dtype=bool), labels[:, OBSERVATIONS.index(NO_FINDING)] == 0
     each: dict[str, Any] = {}
     for name in OBSERVATIONS:
         overall = column(name, everyone)
         if overall is not None:
             positives = int(np.nansum(labels[:, OBSERVATIONS.index(name)]))
             within = {f"within_{view}": column(name, views == view) for view in ("AP", "PA")}
-            each[name] = {"positives": positives, "auc": overall, **within}
+            each[name] = {"positives": positives, "auc": overall, **within, "within_abnormal": column(name, abnormal)}
     return {"macro": _plain(macro(np.array([v["auc"] for v in each.values()]))), "each": each}
 
 

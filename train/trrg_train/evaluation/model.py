@@ -10,7 +10,15 @@ from typing import Any
 from trrg_train.evaluation.tables import NOTHING, TextEvaluation, table
 
 EACH = "each"
-OBSERVATION_HEAD = ("observation", "positive", "clue AUC", "within AP", "within PA", "F1 of the reports' labels")
+OBSERVATION_HEAD = (
+    "observation",
+    "positive",
+    "clue AUC",
+    "within AP",
+    "within PA",
+    "with findings",
+    "F1 of the reports' labels",
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ def _flat(figures: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 def _observations(figures: Mapping[str, Any]) -> list[list[str]]:
     seen, written = figures["clue_auc"][EACH], figures["report_labels"][EACH]
     names = [*seen, *(name for name in written if name not in seen)]
-    columns = ("positives", "auc", "within_AP", "within_PA")
+    columns = ("positives", "auc", "within_AP", "within_PA", "within_abnormal")
     return [
         [name, *(_shown(seen.get(name, {}).get(column)) for column in columns), _shown(written.get(name))]
         for name in names
