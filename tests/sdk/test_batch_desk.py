@@ -266,3 +266,27 @@ def test_what_a_format_says_of_itself_is_true(name: str, example: Reading) -> No
     assert example.picture is not None
     small = replace(example, picture=replace(example.picture, pixels=example.picture.pixels[::3, ::3].copy()))
     assert (output.render(example) != output.render(small)) == output.SHOWS_IMAGE
+
+
+def test_the_only_image_of_a_new_study_is_read_once_and_its_bytes_are_known_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file,) = studies(tmp_path / "in", 1)
+    read: list[str] = []
+    whole = Tree.read
+
+    def counted(self: Tree, found: Found) -> bytes:
+        read.append("whole")
+        return whole(self, found)
+
+    monkeypatch.setattr(Tree, "read", counted)
+    monkeypatch.setattr("trrg_sdk.site.prepare._digest", lambda *_: read.append("digested"))
+    assert batch(tmp_path) == 0
+    assert read == ["whole"]
+    monkeypatch.undo()
+    put(file, file.read_bytes(), age_s=7200)
+    assert batch(tmp_path) == 0
+    assert audited(tmp_path / "out").total() == 1  # touched, but the same bytes
+    put(file, chest_bytes(uid="2.25.90001", study="2.25.80001", PatientAge="056Y"))
+    assert batch(tmp_path) == 0
+    assert audited(tmp_path / "out").total() == 2

@@ -175,7 +175,8 @@ class Batch:
         self._ledger.remember(seen.read, gone=seen.gone)
         tally = Tally(waiting=seen.waiting, left_out=seen.left_out)
         population = bundle.manifest.population
-        tasks = deque(Task(study, population) for study in seen.todo[: self._options.limit])
+        todo = seen.todo[: self._options.limit]
+        tasks = deque(Task(study, population, study.key in known.marks) for study in todo)
         progress.start(len(tasks))
         try:
             with ThreadPoolExecutor(self._options.workers, thread_name_prefix="trrg-read") as pool:
@@ -229,7 +230,7 @@ class Batch:
             yield reading.popleft().result()
 
     def _is_same(self, mark: Mark, prepared: Prepared) -> bool:
-        now = (self._reporter.bundle.manifest_sha256, self._options.formats, prepared.task.content)
+        now = (self._reporter.bundle.manifest_sha256, self._options.formats, prepared.content)
         return (mark.manifest, mark.formats, mark.content) == now and mark.code not in TRY_AGAIN
 
     def _finish(self, studies: Sequence[_Written], run: _Round) -> None:
@@ -265,7 +266,7 @@ class Batch:
         code = getattr(error, "code", "")
         again = code in TRY_AGAIN
         return Row(
-            content=prepared.task.content,
+            content=prepared.content,
             quick=b"" if again else prepared.task.study.quick(),
             manifest=self._reporter.bundle.manifest_sha256,
             formats=self._options.formats,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +17,7 @@ from trrg_sdk.gate_codes import REFUSALS, reason
 from trrg_sdk.gate_specs import PopulationSpec
 from trrg_sdk.report import GateReason, ImageInfo, Report
 from trrg_sdk.site.studies import Image, Study
-from trrg_sdk.site.walk import Tree
+from trrg_sdk.site.walk import Found, Tree
 
 MAX_TRIES = 8
 """Images of a study that are decoded; behind that many bad ones there is no good one."""
@@ -37,6 +37,7 @@ class Task:
     Attributes:
         study: Which.
         population: Whom and what the bundle was trained on.
+        known: Whether the ledger has it, so that its fingerprint decides whether it is reported again.
         first: Place of the candidate to begin with; those before it were refused.
         reasons: Why they were.
         content: The fingerprint, b"" when it is not known yet.
@@ -45,10 +46,29 @@ class Task:
 
     study: Study
     population: PopulationSpec
+    known: bool = False
     first: int = 0
     reasons: tuple[GateReason, ...] = ()
     content: bytes = b""
     refused: bool = False
+
+
+class Source:
+    """Gives the bytes of a study's only image, and then has the study's fingerprint: the file is read once.
+
+    Attributes:
+        fingerprint: b"" before it was read.
+    """
+
+    def __init__(self, tree: Tree, found: Found) -> None:
+        """Read nothing yet."""
+        self._tree, self._found, self.fingerprint = tree, found, b""
+
+    def __call__(self) -> bytes:
+        """Read the file; ``OSError`` when that is impossible."""
+        content = self._tree.read(self._found)
+        self.fingerprint = _fingerprint([hashlib.sha256(content).digest()])
+        return content
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +76,7 @@ class Prepared:
     """What is to be reported of a study.
 
     Attributes:
-        task: With its fingerprint, and all reasons when there is no image.
+        task: With its fingerprint unless ``image`` finds it, and all reasons when there is no image.
         image: Gives the bytes of the image to report; None when there is none.
         error: Why there is none.
         young: Whether its files may still be being written.
@@ -66,6 +86,11 @@ class Prepared:
     image: Callable[[], bytes] | None = field(default=None, repr=False)
     error: InputError | None = None
     young: bool = False
+
+    @property
+    def content(self) -> bytes:
+        """The fingerprint of the study; b"" when its files cannot be read."""
+        return self.task.content or getattr(self.image, "fingerprint", b"")
 
     @property
     def waiting(self) -> bool:
@@ -96,6 +121,8 @@ def prepare(tree: Tree, task: Task, *, young_s: float) -> Prepared:
     """
     young = time.time() - task.study.newest_ns() / 1e9 < young_s
     candidates = task.study.candidates
+    if len(candidates) == 1 and not task.first and not task.known:
+        return Prepared(task, Source(tree, candidates[0].found), young=young)
     try:
         task = task if task.content else replace(task, content=fingerprint(tree, task.study))
     except OSError:
@@ -116,6 +143,10 @@ def fingerprint(tree: Tree, study: Study) -> bytes:
         parts = [image.entry.instance + image.code.encode() for image in study.left_out]
     else:
         parts = [_digest(tree, image) for image in study.candidates]
+    return _fingerprint(parts)
+
+
+def _fingerprint(parts: Iterable[bytes]) -> bytes:
     return hashlib.sha256(b"".join(sorted(parts))).digest()
 
 
