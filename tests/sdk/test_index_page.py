@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import subprocess
@@ -102,13 +103,24 @@ def test_thousands_of_studies_become_pages(tmp_path: Path) -> None:
     check(index_page.pages({}, tmp_path)["index.html"])
 
 
-def test_a_thumbnail_is_small_and_upright(tmp_path: Path) -> None:
-    pixels = np.linspace(0, 1, 2000 * 1000, dtype=np.float32).reshape(2000, 1000)
-    path = tmp_path / "x.jpg"
-    path.write_bytes(card.thumbnail(pixels))
-    picture = np.asarray(Image.open(path))
-    assert picture.shape == (card.PICTURE_SIDE, card.PICTURE_SIDE // 2)
-    assert picture[0].mean() < 5 and picture[-1].mean() > 250
+@pytest.mark.parametrize(
+    ("shape", "shown"),
+    [
+        ((2000, 1000), (667, 334)),
+        ((512, 512), (256, 256)),
+        ((3000, 2500), (375, 313)),
+        ((200, 300), (200, 300)),
+        ((5000, 100), (1000, 20)),
+        ((1, 1), (1, 1)),
+    ],
+)
+def test_a_thumbnail_is_small_and_upright(shape: tuple[int, int], shown: tuple[int, int]) -> None:
+    pixels = np.linspace(0, 1, shape[0] * shape[1], dtype=np.float32).reshape(shape)
+    picture = np.asarray(Image.open(io.BytesIO(card.thumbnail(pixels))))
+    assert picture.shape == shown
+    if shown != (1, 1):
+        assert picture[0].mean() < 5 and picture[-1].mean() > 250
+        assert picture.mean() == pytest.approx(127.5, abs=2)
 
 
 def test_the_summary_has_one_line_a_study() -> None:
