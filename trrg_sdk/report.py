@@ -318,6 +318,8 @@ def _refuse_constant(name: str) -> None:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, (str, float, int)):  # most of them
+        return value
     if isinstance(value, ClueScores):
         return [_plain(score) for score in value]
     if is_dataclass(value):

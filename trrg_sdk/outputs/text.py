@@ -47,6 +47,8 @@ def printable(text: str) -> str:
 
     Spaces of other scripts, such as the wide one of Japanese names, stay.
     """
+    if text.isprintable():
+        return text
     keeps = (sign.isprintable() or unicodedata.category(sign) == "Zs" for sign in text)
     return "".join(sign if kept else "\N{REPLACEMENT CHARACTER}" for sign, kept in zip(text, keeps, strict=True))
 
