@@ -27,7 +27,7 @@ from trrg_sdk.preprocess import Preprocess
 from trrg_train.config import RunConfig, read_config
 from trrg_train.data.grammar import prompts
 from trrg_train.data.pixels import read_pixels
-from trrg_train.data.sources import label_weights, read_sources
+from trrg_train.data.sources import read_sources
 from trrg_train.data.study import Study, label_matrix
 from trrg_train.models.checkpoint import Checkpoint, CheckpointMeta
 from trrg_train.models.clue_bank import BankedClue, embed_bank, tokenize
@@ -84,8 +84,7 @@ def stage1_task(run: MiniRun) -> Stage1Task:
     perceiver = Perceiver(run.config.model, vocab_size=run.first.tokenizer.get_vocab_size())
     texts = [clue.positive for clue in run.first.meta.clues] + [clue.negative for clue in run.first.meta.clues]
     tokens = tokenize(texts, run.first.tokenizer, max_length=run.config.model.max_text_length)
-    labels, weights = label_matrix(run.studies), label_weights(run.studies, run.config.sources)
-    balance = class_balance(labels, weights, limit=run.config.stage1.max_positive_weight)
+    balance = class_balance(label_matrix(run.studies), limit=run.config.stage1.max_positive_weight)
     return Stage1Task(perceiver, run.config.stage1, prompts=tokens, balance=balance)
 
 

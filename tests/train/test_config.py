@@ -42,8 +42,6 @@ def test_the_population_is_as_it_is_stated_and_else_adults(tmp_path):
         ("joint_dim = 128", "joint_dims = 128", "joint_dims"),
         ("seed = 1", "sede = 1", "sede"),
         ("prefix = ", "prefixes = ", "prefixes"),
-        ("repeat = 2", "absence_weight = 1.5", "absence_weight"),
-        ("repeat = 2", "absence_weight = -0.1", "absence_weight"),
         ("learning_rate = 1e-3", "learning_rates = 1e-3", "learning_rates"),
         ("patch_grid = [6, 6]", "", "patch_grid"),
         ('model_type = "resnet"', "", "model_type"),

@@ -7,10 +7,8 @@ from PIL import Image
 from trrg_sdk.errors import UsageError
 from trrg_sdk.labeler import OBSERVATIONS, label_report
 from trrg_sdk.preprocess import Preprocess
-from trrg_train.config import SourceConfig
 from trrg_train.data.annotation_json import read_annotation_json
 from trrg_train.data.labelled_images import read_labelled_images
-from trrg_train.data.sources import label_weights
 from trrg_train.data.study import Study, label_matrix, split_of
 
 
@@ -34,21 +32,6 @@ def test_labels_become_findings_and_what_is_not_labelled_stays_open(tmp_path):
 def test_rows_of_another_folder_and_rows_that_say_nothing_of_ours_are_left_out(tmp_path):
     write_rows(tmp_path, ("other/a.jpg", "1", "Effusion", "AP"), ("nih/b.jpg", "2", "Hernia", "PA"))
     assert read_labelled_images(tmp_path, source="nih", prefix="nih/") == []
-
-
-def test_what_a_film_with_findings_is_not_labelled_with_counts_by_the_weight_of_its_source(tmp_path):
-    write_rows(tmp_path, ("nih/1.jpg", "1", "Effusion", "AP"), ("nih/2.jpg", "2", "No Finding", "PA"))
-    studies = [
-        study for name in ("mined", "read") for study in read_labelled_images(tmp_path, source=name, prefix="nih/")
-    ]
-    sources = [SourceConfig("mined", "labelled_images", tmp_path, absence_weight=0.25)]
-    sources += [SourceConfig("read", "labelled_images", tmp_path)]
-    weights = label_weights(studies, sources)
-    assert weights.dtype == np.float32
-    present, silent, normal = (OBSERVATIONS.index(o) for o in ("Pleural Effusion", "Edema", "No Finding"))
-    assert weights[0, [present, silent, normal]].tolist() == [1, 0.25, 1]
-    assert (weights[1] == 1).all()  # of a film without findings all is known
-    assert (weights[2:] == 1).all()
 
 
 def test_an_unknown_label_is_refused_with_its_line(tmp_path):

@@ -5,12 +5,10 @@ pytestmark = pytest.mark.torch
 
 import math
 
-import numpy as np
 from torch.nn.functional import normalize
 
 from trrg_train.losses import Relation, prompt_contrast, sentence_contrast
 from trrg_train.models.consistency import bernoulli_kl, consistency_loss, side_loss
-from trrg_train.stage1 import class_balance
 
 
 def unit(*shape, seed=0):
@@ -56,27 +54,11 @@ def test_a_batch_without_any_positive_gives_zero_and_no_nan():
 def test_prompt_contrast_leaves_out_what_is_not_known():
     logits = torch.tensor([[2.0, -1.0], [0.5, 100.0]], requires_grad=True)
     labels = torch.tensor([[1.0, 0.0], [0.0, float("nan")]])
-    loss = prompt_contrast(logits, labels, torch.ones(2, 2), positive_weight=torch.tensor([2.0, 1.0]))
+    loss = prompt_contrast(logits, labels, positive_weight=torch.tensor([2.0, 1.0]))
     expected = (2 * math.log1p(math.exp(-2)) + math.log1p(math.exp(-1)) + math.log1p(math.exp(0.5))) / 3
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     loss.backward()
     assert logits.grad[1, 1] == 0.0
-
-
-def test_prompt_contrast_counts_each_label_by_its_weight():
-    logits, labels = torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 0.0]])
-    loss = prompt_contrast(logits, labels, torch.tensor([[1.0, 0.25]]), positive_weight=torch.tensor([2.0, 1.0]))
-    expected = (2 * math.log1p(math.exp(-2)) + 0.25 * math.log1p(math.exp(-1))) / 1.25
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_balance_counts_negatives_by_their_weight():
-    labels = np.array([[1, np.nan], [0, 1], [0, 0], [0, np.nan]], np.float32)
-    weights = np.ones_like(labels)
-    assert class_balance(labels, weights, limit=10).tolist() == [3, 1]
-    weights[1:3, 0] = 0.25
-    assert class_balance(labels, weights, limit=10).tolist() == [1.5, 1]
-    assert class_balance(labels, weights, limit=1.25).tolist() == [1.25, 1]
 
 
 def test_kl_is_zero_only_for_equal_distributions():

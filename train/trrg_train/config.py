@@ -37,13 +37,7 @@ class SourceConfig:
         repeat: How often a training study is seen in one epoch.
         augmentation: Times the ranges by which stage 1 turns, shifts, zooms and recolours a training image. Above 1
             for a small set that is seen often.
-        absence_weight: Weight in stage 1 of an observation that an image with findings is not labelled with, 0 to 1.
-            Labels that were mined from reports say nothing of what a report did not mention, and about a sick
-            patient it does not mention everything. An image without findings counts in full.
         made_by: The command that makes the data set, for the model card; empty where it was not made here.
-
-    Raises:
-        UsageError: ``absence_weight`` is no number from 0 to 1.
     """
 
     name: str
@@ -52,13 +46,7 @@ class SourceConfig:
     prefix: str = ""
     repeat: int = 1
     augmentation: float = 1.0
-    absence_weight: float = 1.0
     made_by: str = ""
-
-    def __post_init__(self) -> None:
-        """Check the weight."""
-        if not 0 <= self.absence_weight <= 1:
-            raise UsageError(f"[sources] absence_weight must be from 0 to 1, not {self.absence_weight}")
 
 
 @dataclass(frozen=True)

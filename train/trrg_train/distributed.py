@@ -95,7 +95,7 @@ def whole_mean(values: Tensor, counted: Tensor) -> Tensor:
 
     Args:
         values: Of any shape.
-        counted: bool, or how much each counts, of the same shape.
+        counted: bool, of the same shape.
 
     Returns:
         A scalar, this process's sum over the mean count of a process: its mean over processes, in value and in

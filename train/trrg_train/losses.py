@@ -53,7 +53,7 @@ def _one_way(logits: Tensor, positive: Tensor) -> Tensor:
     return (torch.logsumexp(logits, dim=1) - numerator).mean()
 
 
-def prompt_contrast(logits: Tensor, labels: Tensor, weights: Tensor, *, positive_weight: Tensor) -> Tensor:
+def prompt_contrast(logits: Tensor, labels: Tensor, *, positive_weight: Tensor) -> Tensor:
     """Pull an image nearer to "there is X" than to "there is no X" where X is present, and the reverse.
 
     A softmax over two similarities is the sigmoid of their difference, so this is a class-balanced cross entropy.
@@ -61,7 +61,6 @@ def prompt_contrast(logits: Tensor, labels: Tensor, weights: Tensor, *, positive
     Args:
         logits: (B, C), uncalibrated clue logits.
         labels: (B, C), 1 present, 0 absent, NaN not known (left out).
-        weights: (B, C), how much each label counts.
         positive_weight: (C,), weight of a present one.
 
     Returns:
@@ -70,4 +69,4 @@ def prompt_contrast(logits: Tensor, labels: Tensor, weights: Tensor, *, positive
     losses = binary_cross_entropy_with_logits(
         logits, labels.nan_to_num(0.0), pos_weight=positive_weight, reduction="none"
     )
-    return whole_mean(losses, weights * ~torch.isnan(labels))
+    return whole_mean(losses, ~torch.isnan(labels))

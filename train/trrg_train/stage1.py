@@ -25,7 +25,7 @@ from trrg_train.config import RunConfig, Stage1Config
 from trrg_train.data.grammar import prompts
 from trrg_train.data.pixels import cached_pixels
 from trrg_train.data.sentences import SentenceSampler, labelled_report, labelled_sentences, relations, report_states
-from trrg_train.data.sources import label_weights, read_sources, repeated
+from trrg_train.data.sources import read_sources, repeated
 from trrg_train.data.study import Study, label_matrix
 from trrg_train.distributed import gather_rows, gradient_of_whole, join_processes
 from trrg_train.draws import Draw, Draws, draw_random
@@ -66,7 +66,6 @@ class Stage1Batches:
         self.sentences = [labelled(study.report) for study in studies]
         self.states = np.stack([report_states(study.labels) for study in studies])
         self.labels = torch.from_numpy(label_matrix(studies))
-        self.weights = torch.from_numpy(label_weights(studies, config.sources))
         self.text_tokenizer = tokenizer  # not "tokenizer": Trainer would save it its own way
         stage = config.stage1
         self.sampler = SentenceSampler(assertion_ratio=stage.assertion_ratio, count=stage.sentences_per_study)
@@ -93,7 +92,6 @@ class Stage1Batches:
             "sentence_mask": mask,
             "facts": facts,
             "labels": self.labels[indices],
-            "weights": self.weights[indices],
         }
 
 
@@ -125,7 +123,6 @@ class Stage1Task(nn.Module):
         sentence_mask: Tensor,
         facts: tuple[Tensor, Tensor, Tensor, Tensor],
         labels: Tensor,
-        weights: Tensor,
     ) -> dict[str, Tensor]:
         """Compute both contrasts, over the batches of all processes (see :mod:`trrg_train.distributed`).
 
@@ -136,7 +133,6 @@ class Stage1Task(nn.Module):
             facts: Numbers of the draws, int64 (B,); states of their reports, int8 (B, 14); number of the draw that each
                 sentence is from, int64 (K,); states of the sentences, int8 (K, 14).
             labels: float32 (B, 14), 1, 0 or NaN.
-            weights: float32 (B, 14), how much each label counts.
 
         Returns:
             Keys ``loss``, ``prompt_loss``, ``contrast_loss``, ``logits`` (B, 14).
@@ -147,7 +143,7 @@ class Stage1Task(nn.Module):
         positive, negative = self.perceiver.encode_texts(prompts_ids, prompts_mask).chunk(2)
         logits, _ = self.perceiver.perception(patch_joint, global_joint, positive, negative)
         contrast = self._contrast(global_joint, sentences, facts)
-        prompt = prompt_contrast(logits, labels, weights, positive_weight=self.get_buffer("balance"))
+        prompt = prompt_contrast(logits, labels, positive_weight=self.get_buffer("balance"))
         loss = prompt + self.settings.contrast_weight * contrast
         return {"loss": loss, "prompt_loss": prompt, "contrast_loss": contrast, "logits": logits}
 
@@ -273,8 +269,7 @@ def _fit(
     resume: bool,
 ) -> Fitted:
     indices = repeated(batches.studies, config.sources)
-    labels, weights = batches.labels.numpy()[indices], batches.weights.numpy()[indices]
-    balance = class_balance(labels, weights, limit=config.stage1.max_positive_weight)
+    balance = class_balance(batches.labels.numpy()[indices], limit=config.stage1.max_positive_weight)
     optim, steps = config.stage1.optim, config.out / "stage1-steps"
     begun = {"start": weights_hash(Path(config.stage1.start))} if config.stage1.start else {}
     task = Stage1Task(perceiver, config.stage1, prompts=prompts, balance=balance)
@@ -313,9 +308,10 @@ def _save(fitted: Fitted, config: RunConfig, tokenizer: Any, meta: CheckpointMet
     sum_up(config.out, stage_record(config, meta, fitted, perceived))
 
 
-def class_balance(labels: NDArray[np.float32], weights: NDArray[np.float32], *, limit: float) -> Tensor:
+def class_balance(labels: NDArray[np.float32], *, limit: float) -> Tensor:
     """Weight of a present observation: negatives over positives among the known, in [1/limit, limit]; (C,)."""
-    positives, negatives = ((weights * (labels == state)).sum(axis=0) for state in (1, 0))
+    positives = np.nansum(labels, axis=0)
+    negatives = (~np.isnan(labels)).sum(0) - positives
     return torch.from_numpy(np.clip(negatives / np.maximum(positives, 1), 1 / limit, limit).astype(np.float32))
 
 

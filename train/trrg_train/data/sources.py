@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from trrg_sdk.errors import UsageError
-from trrg_sdk.labeler import NO_FINDING, OBSERVATIONS
 from trrg_train.config import SourceConfig
 from trrg_train.data.annotation_json import read_annotation_json
 from trrg_train.data.dicom_folder import read_dicom_folder
@@ -54,17 +50,6 @@ def repeated(studies: Sequence[Study], sources: Sequence[SourceConfig]) -> list[
     """Indices of ``studies`` in which each stands as often as its source says."""
     repeat = {source.name: source.repeat for source in sources}
     return [index for index, study in enumerate(studies) for _ in range(repeat[study.source])]
-
-
-def label_weights(studies: Sequence[Study], sources: Sequence[SourceConfig]) -> NDArray[np.float32]:
-    """How much each label counts, float32 (K, 14): 1, and what its source says of an absence beside findings."""
-    weight = {source.name: source.absence_weight for source in sources}
-    weights = np.ones((len(studies), len(OBSERVATIONS)), dtype=np.float32)
-    for row, study in zip(weights, studies, strict=True):
-        if not study.labels.get(NO_FINDING, True):
-            silent = [o for o, present in study.labels.items() if not present and o != NO_FINDING]
-            row[[OBSERVATIONS.index(o) for o in silent]] = weight[study.source]
-    return weights
 
 
 def check_splits(studies: Sequence[Study]) -> None:
