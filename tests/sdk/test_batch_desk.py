@@ -268,10 +268,11 @@ def test_what_a_format_says_of_itself_is_true(name: str, example: Reading) -> No
     assert (output.render(example) != output.render(small)) == output.SHOWS_IMAGE
 
 
+@pytest.mark.parametrize("elements", [{}, {"PixelData": bytes(100)}], ids=["reported", "cannot be read"])
 def test_the_only_image_of_a_new_study_is_read_once_and_its_bytes_are_known_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    elements: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (file,) = studies(tmp_path / "in", 1)
+    file = put(tmp_path / "in" / "image", chest_bytes(**elements))
     read: list[str] = []
     whole = Tree.read
 
@@ -281,12 +282,13 @@ def test_the_only_image_of_a_new_study_is_read_once_and_its_bytes_are_known_agai
 
     monkeypatch.setattr(Tree, "read", counted)
     monkeypatch.setattr("trrg_sdk.site.prepare._digest", lambda *_: read.append("digested"))
-    assert batch(tmp_path) == 0
+    batch(tmp_path)
     assert read == ["whole"]
+    assert audited(tmp_path / "out").total() == 1
     monkeypatch.undo()
     put(file, file.read_bytes(), age_s=7200)
-    assert batch(tmp_path) == 0
+    batch(tmp_path)
     assert audited(tmp_path / "out").total() == 1  # touched, but the same bytes
-    put(file, chest_bytes(uid="2.25.90001", study="2.25.80001", PatientAge="056Y"))
-    assert batch(tmp_path) == 0
+    put(file, chest_bytes(**elements, PatientAge="056Y"))
+    batch(tmp_path)
     assert audited(tmp_path / "out").total() == 2

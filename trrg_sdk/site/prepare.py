@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from trrg_sdk.dicom import why_not
 from trrg_sdk.dicom_header import Header, read_header
@@ -54,10 +53,10 @@ class Task:
 
 
 class Source:
-    """Gives the bytes of a study's only image, and then has the study's fingerprint: the file is read once.
+    """Gives the bytes of an image.
 
     Attributes:
-        fingerprint: b"" before it was read.
+        fingerprint: Of a study of this image alone, so that its file is read once; b"" before it was read.
     """
 
     def __init__(self, tree: Tree, found: Found) -> None:
@@ -83,14 +82,14 @@ class Prepared:
     """
 
     task: Task
-    image: Callable[[], bytes] | None = field(default=None, repr=False)
+    image: Source | None = field(default=None, repr=False)
     error: InputError | None = None
     young: bool = False
 
     @property
     def content(self) -> bytes:
         """The fingerprint of the study; b"" when its files cannot be read."""
-        return self.task.content or getattr(self.image, "fingerprint", b"")
+        return self.task.content or (self.image.fingerprint if self.image else b"")
 
     @property
     def waiting(self) -> bool:
@@ -108,7 +107,8 @@ class Prepared:
         else:
             new = (GateReason(error.code, str(error), REFUSALS[error.code].action),)
         refused = self.task.refused or isinstance(error, RefusedError)
-        return replace(self.task, first=self.task.first + 1, reasons=(*self.task.reasons, *new), refused=refused)
+        reasons = (*self.task.reasons, *new)
+        return replace(self.task, first=self.task.first + 1, reasons=reasons, content=self.content, refused=refused)
 
 
 def prepare(tree: Tree, task: Task, *, young_s: float) -> Prepared:
@@ -128,7 +128,7 @@ def prepare(tree: Tree, task: Task, *, young_s: float) -> Prepared:
     except OSError:
         return Prepared(task, error=InputError(_UNREADABLE, code="unreadable"))
     if task.first < min(len(candidates), MAX_TRIES):
-        return Prepared(task, partial(tree.read, candidates[task.first].found), young=young)
+        return Prepared(task, Source(tree, candidates[task.first].found), young=young)
     task, error = _refusal(tree, task)
     return Prepared(task, error=error, young=young)
 
