@@ -22,6 +22,7 @@ import onnx
 from tokenizers import Tokenizer
 
 from trrg_export.alike import WIDE, make_rows_alike
+from trrg_export.dummy_cache import dummy_cache
 from trrg_export.genai import build_decoder
 from trrg_export.memory import released
 from trrg_export.precision import int8_decoder
@@ -129,9 +130,8 @@ def decoder_spec(llm: Any, *, prompt: int, max_new_tokens: int) -> DecoderSpec:
 
 def _cache_sizes(config: Any) -> tuple[int, int]:
     """Heads of keys and values, and the size of a head."""
-    heads = int(config.num_attention_heads)
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return int(getattr(config, "num_key_value_heads", None) or heads), int(head_size)
+    cache = dummy_cache(config)
+    return int(cache.num_key_value_heads), int(cache.head_dim)
 
 
 def _build(checkpoint: Path, scratch: Path, precision: str) -> Path:

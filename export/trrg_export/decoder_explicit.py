@@ -16,6 +16,7 @@ from torch.export import Dim
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from trrg_export.dummy_cache import dummy_cache
 from trrg_export.to_onnx import OPSET, clean, quiet
 from trrg_sdk.errors import UsageError
 from trrg_train.models.llm import merge_adapters
@@ -111,13 +112,11 @@ def _check_family(config: Any) -> None:
 
 def _example(config: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     batch, sequence, past = _TRACED.values()
-    heads = int(config.num_attention_heads)
-    head_size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    cache = (batch, int(getattr(config, "num_key_value_heads", None) or heads), past, head_size)
+    layers = dummy_cache(config, batch=batch, past=past).generate("past_key_values")
     return (
         torch.randn(batch, sequence, int(config.hidden_size)),
         torch.ones(batch, past + sequence, dtype=torch.int64),
-        tuple(torch.randn(cache).to(dtype) for _ in range(2 * int(config.num_hidden_layers))),
+        tuple(tensor.to(dtype) for layer in layers for tensor in layer),
     )
 
 
