@@ -56,17 +56,19 @@ class Source:
     """Gives the bytes of an image.
 
     Attributes:
-        fingerprint: Of a study of this image alone, so that its file is read once; b"" before it was read.
+        fingerprint: Of a study of this image alone, so that its file is read once; b"" before it was read, and where
+            it was not asked for.
     """
 
-    def __init__(self, tree: Tree, found: Found) -> None:
+    def __init__(self, tree: Tree, found: Found, *, alone: bool = False) -> None:
         """Read nothing yet."""
-        self._tree, self._found, self.fingerprint = tree, found, b""
+        self._tree, self._found, self._alone, self.fingerprint = tree, found, alone, b""
 
     def __call__(self) -> bytes:
         """Read the file; ``OSError`` when that is impossible."""
         content = self._tree.read(self._found)
-        self.fingerprint = _fingerprint([hashlib.sha256(content).digest()])
+        if self._alone:
+            self.fingerprint = _fingerprint([hashlib.sha256(content).digest()])
         return content
 
 
@@ -122,7 +124,7 @@ def prepare(tree: Tree, task: Task, *, young_s: float) -> Prepared:
     young = time.time() - task.study.newest_ns() / 1e9 < young_s
     candidates = task.study.candidates
     if len(candidates) == 1 and not task.first and not task.known:
-        return Prepared(task, Source(tree, candidates[0].found), young=young)
+        return Prepared(task, Source(tree, candidates[0].found, alone=True), young=young)
     try:
         task = task if task.content else replace(task, content=fingerprint(tree, task.study))
     except OSError:
