@@ -42,7 +42,10 @@ _WARNING = (
     "a radiologist together with the image."
 )
 _ADULT = 18
-CREATED_BY = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-genai", "numpy", "tokenizers")
+CREATED_BY = (
+    *("torch", "transformers", "optimum", "onnx", "onnxscript", "onnxruntime", "onnxruntime-genai"),
+    *("numpy", "tokenizers"),
+)
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
