@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _NEEDED = (
     *("torch", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime", "onnxruntime_genai"),
-    *("optimum", "cyclonedx", "packageurl", "packaging"),
+    *("optimum", "cyclonedx", "packageurl", "packaging", "threadpoolctl"),
 )
 _TARGETS = (
     "ort",

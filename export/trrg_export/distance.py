@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from trrg_export.describe import bundle_id
 from trrg_export.model_card import with_gate
@@ -188,9 +189,16 @@ def varied(film: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint
 def fit(train: Sequence[Seen]) -> Distance:
     """Fit a distance; each training set counts the same, however large.
 
+    On one thread: with several, LAPACK's last bits depend on how many, and two exports would not give the same file.
+
     Args:
         train: What was seen of each set.
     """
+    with threadpool_limits(1):
+        return _fit(train)
+
+
+def _fit(train: Sequence[Seen]) -> Distance:
     means = np.stack([rows.patches.mean(axis=0) for rows in train])
     left = np.concatenate(
         [(rows.patches - mean) / np.sqrt(len(rows.patches)) for rows, mean in zip(train, means, strict=True)]

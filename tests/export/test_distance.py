@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("onnxruntime_genai")
+
+from threadpoolctl import threadpool_limits
 
 from tests.export.tiny import FILM_SETS, SIZE, write_films
 from trrg_export import build
@@ -111,6 +114,19 @@ def test_each_training_set_counts_the_same() -> None:
     np.testing.assert_allclose(distance.means.mean(axis=1), [0, 50], atol=0.1)
     left = distance.whiten @ (np.sqrt(5.0) * np.eye(6))  # variances 1 and 9: 5 on average
     np.testing.assert_allclose(left @ left.T, np.eye(6), atol=0.15)
+
+
+def test_the_threads_do_not_change_a_bit() -> None:
+    rng = np.random.default_rng(0)
+    seen = [
+        Seen(rng.normal(size=(rows, 384)).astype(np.float32), rng.normal(size=(rows, THUMB**2)).astype(np.float32))
+        for rows in (700, 500)
+    ]
+    found = []
+    for threads in (1, 2, 3, 4):
+        with threadpool_limits(threads):
+            found.append(tuple(values.tobytes() for values in dataclasses.astuple(fit(seen))))
+    assert len(set(found)) == 1
 
 
 def test_centres_are_means_of_at_least_a_few_films() -> None:
