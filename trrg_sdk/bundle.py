@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from trrg_sdk.errors import BundleError
 from trrg_sdk.manifest import (
     DIGEST_FILE,
+    ENGINES,
     MANIFEST_FILE,
     SIGNATURE_FILE,
     ArraySpec,
@@ -225,8 +226,7 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Manife
             read back to the same value.
     """
     root = Path(folder)
-    names = sorted(_walk(root).keys() - _OWN_FILES)
-    files = {name: FileSpec(bytes=(root / name).stat().st_size, sha256=sha256_file(root / name)) for name in names}
+    files = {name: _described(root, name) for name in sorted(_walk(root).keys() - _OWN_FILES)}
     complete = dataclasses.replace(manifest, files=files)
     _check_references(complete)
     text = complete.to_json()
@@ -236,6 +236,11 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Manife
     _write_atomically(root / DIGEST_FILE, f"{digest}  {MANIFEST_FILE}\n")
     _write_atomically(root / MANIFEST_FILE, text)
     return complete
+
+
+def _described(root: Path, name: str) -> FileSpec:
+    size, digest = (root / name).stat().st_size, sha256_file(root / name)
+    return FileSpec(bytes=size, sha256=digest, reproducible=not name.startswith(f"{ENGINES}/"))
 
 
 def _read_manifest(folder: Path) -> tuple[str, str]:

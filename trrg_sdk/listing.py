@@ -120,8 +120,14 @@ def _facts(bundle: Bundle) -> Rows:
         ("decoding", f"{manifest.decoding.strategy}, at most {manifest.decoding.max_new_tokens} tokens"),
         ("drafts", manifest.drafts.text if manifest.drafts else "none"),
         ("data", origin.data),
+        ("reproducible", _reproducible(manifest)),
         ("made by", f"trrg-sdk {origin.sdk_version}, code {origin.code_version}, {_listed(origin.created_by)}"),
     ]
+
+
+def _reproducible(manifest: Manifest) -> str:
+    varying = [name for name, file in manifest.files.items() if not file.reproducible]
+    return f"every file but {', '.join(varying)}" if varying else "every file"
 
 
 def _population(population: PopulationSpec) -> str:

@@ -22,6 +22,7 @@ GRAPH_NAMES = ("vision", "clue_encoder", "fusion", "decoder")
 MANIFEST_FILE = "manifest.json"
 DIGEST_FILE = "manifest.json.sha256"
 SIGNATURE_FILE = "signature.ed25519"
+ENGINES = "engines"  # folder of compiled graphs
 
 Axes = tuple[int | str, ...]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -51,10 +52,17 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FileSpec:
-    """Size and hash of one file of the bundle."""
+    """Size and hash of one file of the bundle.
+
+    Attributes:
+        bytes, sha256: Of its content.
+        reproducible: Whether another export of the checkpoint, by the same versions on the same processor and threads,
+            writes it again. Not so engines.
+    """
 
     bytes: int
     sha256: str
+    reproducible: bool
 
     def __post_init__(self) -> None:
         """Refuse a negative size and a hash that is none."""
@@ -325,9 +333,8 @@ class Manifest:
         self._check_sizes()
 
     def _check_graphs_and_files(self) -> None:
-        _require(
-            sorted(self.graphs) == sorted(GRAPH_NAMES), f"expected graphs {GRAPH_NAMES}, got {sorted(self.graphs)}"
-        )
+        found = sorted(self.graphs)
+        _require(found == sorted(GRAPH_NAMES), f"expected graphs {GRAPH_NAMES}, got {found}")
         for path in self.files:
             check_relative_path(path)
         own = sorted({MANIFEST_FILE, DIGEST_FILE, SIGNATURE_FILE} & set(self.files))

@@ -16,6 +16,7 @@ from trrg_sdk.bundle import sha256_file
 from trrg_sdk.gate_specs import PopulationSpec
 from trrg_sdk.labeler import OBSERVATIONS
 from trrg_sdk.manifest import (
+    ENGINES,
     GRAPH_NAMES,
     SCHEMA_VERSION,
     ArraySpec,
@@ -170,15 +171,13 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def shipped_hashes(folder: Path) -> dict[str, str]:
-    """Hash what a bundle under construction holds, but for ``engines/``.
-
-    Engines are left out because a library does not build the same bytes twice, and a site builds its own.
+    """Hash what a bundle under construction holds, but for ``engines/``, which a site builds anew.
 
     Returns:
         Path below the folder → sha256.
     """
     files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name.as_posix(): sha256_file(path) for name, path in files.items() if name.parts[0] != "engines"}
+    return {name.as_posix(): sha256_file(path) for name, path in files.items() if name.parts[0] != ENGINES}
 
 
 def _content_hash(folder: Path) -> str:

@@ -19,7 +19,7 @@ from typing import Any, Self
 from trrg_sdk.backends import cuda_device
 from trrg_sdk.engines import RUNNERS, EngineLibrary, gpu_compute_capability, library_logger
 from trrg_sdk.errors import DeviceError, UsageError
-from trrg_sdk.manifest import EngineSpec, GraphSpec, Manifest
+from trrg_sdk.manifest import ENGINES, EngineSpec, GraphSpec, Manifest
 
 _LOG = logging.getLogger(__name__)
 _MAX_BATCH = 4
@@ -154,7 +154,7 @@ def build_engines(
         DeviceError: The library refuses a graph; the message holds what it said.
     """
     chosen = library.chosen(capabilities)
-    folder = Path("engines", library.name)
+    folder = Path(ENGINES, library.name)
     (out / folder).mkdir(parents=True)
     found = []
     for number, (name, graph) in enumerate(graphs.items(), 1):

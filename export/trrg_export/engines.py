@@ -18,7 +18,7 @@ from trrg_export.place import beside, put_in_place
 from trrg_export.sbom_renewal import MODEL_CARD, SBOM_FILE, renewed_card, renewed_sbom
 from trrg_sdk.bundle import Bundle, sha256_file, write_manifest
 from trrg_sdk.errors import DeviceError, UsageError
-from trrg_sdk.manifest import SIGNATURE_FILE, Manifest, TargetSpec
+from trrg_sdk.manifest import ENGINES, SIGNATURE_FILE, Manifest, TargetSpec
 
 _LOG = logging.getLogger(__name__)
 _ROOM = "the folder around the bundle must be writable and have room for the engines"
@@ -92,7 +92,7 @@ def _replaced(bundle: Bundle, folder: Path, targets: Mapping[str, TargetSpec], a
 
 def _of_engines(manifest: Manifest, targets: Mapping[str, TargetSpec]) -> set[str]:
     """Files that go with the old engines, the kernels that were kept for them among them."""
-    folders = tuple(f"engines/{target.runtime}/" for target in targets.values())
+    folders = tuple(f"{ENGINES}/{target.runtime}/" for target in targets.values())
     return {file for file in manifest.files if file.startswith(folders)}
 
 

@@ -23,6 +23,7 @@ from packageurl import PackageURL
 from packaging.requirements import Requirement
 
 from trrg_export.sbom_renewal import sealed
+from trrg_sdk.manifest import ENGINES
 from trrg_sdk.version import __version__
 
 _LICENCE_LINE = 100  # characters; some packages put the whole text where its name belongs
@@ -128,7 +129,7 @@ def _whole(bundle_id: str) -> Component:
 
 def _file(name: str, digest: str) -> Component:
     """Graphs are models, everything else is data."""
-    graph = name.startswith(("graphs/", "engines/")) and not name.endswith(".json")
+    graph = name.startswith(("graphs/", f"{ENGINES}/")) and not name.endswith(".json")
     return Component(
         name=name,
         type=ComponentType.MACHINE_LEARNING_MODEL if graph else ComponentType.DATA,

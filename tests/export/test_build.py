@@ -100,6 +100,7 @@ def test_a_second_build_gives_the_same_bytes(
         build.export_bundle(tiny_checkpoint, folder, build.ExportOptions(precision))
     first, second = (Bundle.load(folder) for folder in folders)
     assert first.manifest.files == second.manifest.files
+    assert all(file.reproducible for file in first.manifest.files.values())
     assert first.manifest_sha256 == second.manifest_sha256
 
 

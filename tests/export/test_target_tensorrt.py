@@ -327,6 +327,9 @@ def test_an_export_for_the_target_is_a_bundle_with_engines(
     spec = target(tmp_path / "bundle")
     assert {(engine.graph, engine.compute_capability) for engine in spec.engines} == {(n, "8.9") for n in GRAPH_NAMES}
     assert {graph.precision for graph in spec.graphs.values()} == {"fp32"}
+    files = Bundle.load(tmp_path / "bundle").manifest.files
+    varying = {name for name, file in files.items() if not file.reproducible}
+    assert varying == {engine.file for engine in spec.engines}, "the manifest says which bytes another export has not"
 
 
 def test_a_bundle_without_engines_has_nothing_to_rebuild(fp32_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

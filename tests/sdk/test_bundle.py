@@ -19,6 +19,7 @@ from trrg_sdk.manifest import DIGEST_FILE, MANIFEST_FILE, TensorSpec, check_rela
 
 TINY = Path(__file__).parent / "tiny_bundle"
 FILES = sorted(path.relative_to(TINY).as_posix() for path in TINY.rglob("*") if path.is_file())
+FILE = {"bytes": 1, "sha256": "0" * 64, "reproducible": True}
 
 
 @pytest.fixture
@@ -156,8 +157,9 @@ def remove_at(*keys: str) -> Callable[[dict[str, Any]], object]:
         (set_at("tokenizer", "file", value="./tokenizer.json"), "relative path"),
         (set_at("tokenizer", "file", value=""), "relative path"),
         (set_at("tokenizer", "file", value="absent.json"), "absent.json"),
-        (set_at("files", "../x", value={"bytes": 1, "sha256": "0" * 64}), r"relative path.*\.\./x"),
-        (set_at("files", "manifest.json", value={"bytes": 1, "sha256": "0" * 64}), "without the manifest itself"),
+        (set_at("files", "../x", value=FILE), r"relative path.*\.\./x"),
+        (set_at("files", "manifest.json", value=FILE), "without the manifest itself"),
+        (set_at("files", "tokenizer.json", "reproducible", value=1), "expected bool, got 1"),
         (set_at("files", "tokenizer.json", "sha256", value="0" * 63), "64 hex digits"),
         (set_at("files", "tokenizer.json", "bytes", value=-1), "size in bytes"),
         (set_at("files", "tokenizer.json", "bytes", value="12"), "expected int"),

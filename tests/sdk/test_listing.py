@@ -77,6 +77,7 @@ def test_every_part_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         assert re.search(rf"^  {clue.name} +0\.500 +{clue.positive} / {clue.negative}$", text, re.M), clue.name
     assert re.search(r"^  ort-cpu +onnxruntime 1.32 +the graphs above$", text, re.M)
     assert re.search(r"^signature +none$", text, re.M)
+    assert re.search(r"^reproducible +every file$", text, re.M)
     assert "the bundle holds no figures" in text
 
 
@@ -96,6 +97,7 @@ def test_engines_say_which_gpus_they_are_for(made: Callable[..., Path], capsys: 
     targets = {"tensorrt-rtx": TargetSpec("tensorrt_rtx", "1.7.1", {}, (engine,))}
     text = shown(capsys, made(engine=bytes(1_200_000), targets=targets))
     assert re.search(r"tensorrt-rtx +tensorrt_rtx 1\.7\.1$", text, re.M)
+    assert re.search(r"^reproducible +every file but engines/vision\.trt$", text, re.M)
     assert re.search(r"engine vision +compute capability 8\.9, 1\.2 MB$", text, re.M)
 
 
