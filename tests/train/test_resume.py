@@ -135,6 +135,9 @@ def test_each_epoch_draws_every_study_as_often_as_it_stands_there():
     assert [draws[k].number for k in range(10)] == list(range(10))
     with pytest.raises(UsageError, match="no study"):
         Draws([], epochs=1, seed=1)
+    for epochs in (0, -1, 0.1):
+        with pytest.raises(UsageError, match=rf"epochs = {epochs} draws none of 4 studies"):
+            Draws([4, 7, 7, 9], epochs=epochs, seed=1)
     assert studies == [d.study for d in (Draws([4, 7, 7, 9], epochs=2.5, seed=1)[k] for k in range(10))]
     assert any(Draws(range(40), epochs=1, seed=s)[0] != Draws(range(40), epochs=1, seed=1)[0] for s in range(2, 9))
 

@@ -40,11 +40,13 @@ class Draws(Dataset[Draw]):
             seed: Of the permutations.
 
         Raises:
-            UsageError: There is no study.
+            UsageError: There is no study, or no draw of one.
         """
         if not studies:
             raise UsageError("no study is in the split train; look at the sources with trrg-train data check")
         count = round(epochs * len(studies))
+        if count < 1:
+            raise UsageError(f"epochs = {epochs:g} draws none of {len(studies)} studies: give more")
         order = np.array(studies, dtype=np.int64)
         passes = -(-count // len(order))
         rows = [np.random.default_rng([seed, epoch]).permutation(order) for epoch in range(passes)]
