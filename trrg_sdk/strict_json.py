@@ -110,7 +110,7 @@ def _fits(kind: Any, value: Any) -> bool:
     if origin in (Union, types.UnionType):
         return any(_fits(option, value) for option in get_args(kind))
     if isinstance(value, bool) or not isinstance(kind, type):
-        return kind is bool and isinstance(value, bool)
+        return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)
 
 
