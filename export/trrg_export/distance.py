@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
+from trrg_export.comparing_backend import comparing_backend
 from trrg_export.describe import bundle_id
 from trrg_export.model_card import with_gate
 from trrg_export.place import beside, put_in_place
 from trrg_export.sbom_renewal import MODEL_CARD, SBOM_FILE
-from trrg_sdk.backends import onnxruntime, open_graphs
+from trrg_sdk.backends import open_graphs
 from trrg_sdk.bundle import Bundle, write_manifest
 from trrg_sdk.distance import Distance, Far, thumbnail
 from trrg_sdk.errors import UsageError
@@ -141,7 +142,7 @@ def look(bundle: Bundle, films: NDArray[np.uint8]) -> Seen:
         films: uint8 (K, S, S), preprocessed but for mean and deviation.
     """
     preprocess = Preprocess.from_manifest(bundle.preprocess)
-    graph = open_graphs(onnxruntime.open_backend(device="cpu"), bundle, ("vision",))["vision"]
+    graph = open_graphs(comparing_backend(bundle.manifest.graphs["vision"].precision), bundle, ("vision",))["vision"]
     patches, thumbnails = [], []
     for film in films:
         pixels = (film.astype(np.float32) / 255 - np.float32(preprocess.mean)) / np.float32(preprocess.std)

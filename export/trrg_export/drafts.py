@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from trrg_export.comparing_backend import comparing_backend
 from trrg_export.parity import ParityError
 from trrg_export.reference import Reference
-from trrg_sdk.backends import onnxruntime, open_decoder
+from trrg_sdk.backends import open_decoder
 from trrg_sdk.backends.base import Decoder
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.decoding.choice import NEAR_TIE
@@ -59,14 +60,15 @@ def add_drafts(bundle: Bundle, checkpoint: Checkpoint, reference: Reference, *, 
     if not len(arrays.tokens):
         _LOG.info("no drafts: no sentence stands in %d training reports", least)
         return None
-    decoder = open_decoder(onnxruntime.open_backend(device="cpu"), bundle)
+    precision = bundle.manifest.graphs["decoder"].precision
+    decoder = open_decoder(comparing_backend(precision), bundle)
     if not decoder.all_rows:
         _LOG.info("no drafts: the decoder gives the logits of the last position only")
         return None
-    precision = bundle.manifest.graphs["decoder"].precision
     table = bundle.token_embedding()
     change = largest_change(decoder, table, reference)
-    enough = sum(map(len, reference.ids)) >= _TOKENS
+    # What this processor computes of fp16 says little about the GPUs that it is made for.
+    enough = sum(map(len, reference.ids)) >= _TOKENS and precision != "fp16"
     near_tie = 0.0 if enough and change == 0 else max(NEAR_TIE[precision], _SAFETY * change)
     spec = dataclasses.replace(_write(arrays, bundle.folder), ends=ends, near_tie=near_tie)
     drafts = Drafts(StoreDrafter(ReportStore(arrays, ends=ends)), near_tie)

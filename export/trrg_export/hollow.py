@@ -18,7 +18,7 @@ from onnx import external_data_helper, helper, numpy_helper
 _LARGE = 1024  # elements; what shapes are computed from is smaller
 _FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 _BYTES = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
-_ANY = frozenset(onnx.TensorProto.DataType.values())
+ANY_KIND = frozenset(onnx.TensorProto.DataType.values())
 
 
 class Contents(Mapping[str, onnx.TensorProto]):
@@ -90,18 +90,6 @@ def take_inside(tensor: onnx.TensorProto, folder: Path) -> onnx.TensorProto:
         tensor.ClearField("external_data")
         tensor.ClearField("data_location")
     return tensor
-
-
-def read_hollow(path: Path) -> onnx.ModelProto:
-    """Read a graph and keep no contents of its large weights, whatever their type.
-
-    Args:
-        path: A ``.onnx`` file; external data lies beside it.
-    """
-    model = without_weights(onnx.load(str(path), load_external_data=False), _ANY)
-    for tensor in model.graph.initializer:
-        take_inside(tensor, path.parent)
-    return model
 
 
 def check(model: onnx.ModelProto) -> None:

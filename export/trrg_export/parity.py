@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from trrg_export.comparing_backend import comparing_backend
 from trrg_export.memory import released
 from trrg_export.reference import UNSEEN_SIZES, Feeds, Reference, Run
 from trrg_export.to_onnx import GraphPlan
 from trrg_sdk.backends import Backend, Decoder, Graph, open_decoder
-from trrg_sdk.backends import onnxruntime as backend
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.engine import Engine
 from trrg_sdk.errors import TrrgError
@@ -121,7 +121,7 @@ def compare(
         Table and failures.
     """
     bundle, precision = exported.bundle, exported.precision
-    chosen = exported.backend or backend.open_backend(device="cpu", threads=None)
+    chosen = exported.backend or comparing_backend(precision)
     opened = _OpenedOnce(chosen)
     found = _Found([], [], {})
     # What no report needs is closed before the others open, and the largest of these is the first: to open one takes

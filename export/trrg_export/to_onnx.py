@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers import PreTrainedModel
 
-from trrg_export.hollow import check, copy_fields, is_large, loaded, take_inside
+from trrg_export.hollow import check, is_large, take_inside
 from trrg_export.memory import released
+from trrg_export.onnx_file import pieces, read_hollow
 from trrg_export.wrappers import ClueEncoderGraph, FusionGraph, VisionGraph
 from trrg_sdk.manifest import Axes, TensorSpec
 from trrg_train.models.checkpoint import Checkpoint
@@ -221,7 +222,7 @@ def save(model: onnx.ModelProto, path: Path, outside: Path | None = None) -> Non
     """
     if weight_bytes(model, outside=outside is not None) < INLINE_LIMIT:
         with path.open("wb") as file:
-            file.writelines(_pieces(model, outside))
+            file.writelines(pieces(model, outside))
         return
     if outside is not None:
         for tensor in model.graph.initializer:
@@ -234,38 +235,6 @@ def save(model: onnx.ModelProto, path: Path, outside: Path | None = None) -> Non
         location=f"{path.name}.data",
         size_threshold=_EXTERNAL_FROM,
     )
-
-
-def _pieces(model: onnx.ModelProto, outside: Path | None) -> Iterator[bytes]:
-    """A message as it is written, one weight at a time: whole it would be in memory once more."""
-
-    def tensors() -> Iterator[onnx.TensorProto]:
-        for tensor in model.graph.initializer:
-            yield tensor if outside is None else loaded(tensor, outside)
-
-    whole, graph = onnx.ModelProto(), onnx.GraphProto()
-    copy_fields(model, whole, but="graph")
-    copy_fields(model.graph, graph, but="initializer")
-    head = graph.SerializeToString(deterministic=True)
-    sizes = [tensor.ByteSize() for tensor in tensors()]
-    marks = [_begins(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, size) for size in sizes]
-    yield whole.SerializeToString(deterministic=True)
-    yield _begins(onnx.ModelProto.GRAPH_FIELD_NUMBER, len(head) + sum(sizes) + sum(map(len, marks)))
-    yield head
-    for mark, tensor in zip(marks, tensors(), strict=True):
-        yield mark
-        yield tensor.SerializeToString(deterministic=True)
-
-
-def _begins(field: int, size: int) -> bytes:
-    """What stands before a message inside another one: its field with wire type 2, and its size, as varints."""
-    return b"".join(map(_varint, (field << 3 | 2, size)))
-
-
-def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first; the eighth says that more follow."""
-    septets = [value >> shift & 127 for shift in range(0, max(value.bit_length(), 1), 7)]
-    return bytes([*(septet | 128 for septet in septets[:-1]), septets[-1]])
 
 
 def weight_bytes(model: onnx.ModelProto, *, outside: bool) -> int:
@@ -288,7 +257,7 @@ def tensor_specs(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, 
     Returns:
         Inputs and outputs, in the graph's order.
     """
-    graph = onnx.load(str(path), load_external_data=False).graph
+    graph = read_hollow(path).graph
     return tuple(map(_spec, graph.input)), tuple(map(_spec, graph.output))
 
 

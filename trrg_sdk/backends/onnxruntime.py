@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -130,7 +131,7 @@ class OrtBackend:
             BundleError: The file is no ONNX graph that this version runs.
             DeviceError: The device refuses it.
         """
-        return OrtGraph(open_session(str(path), path.name, self.device, self.threads), path.name)
+        return OrtGraph(self.session(path, self.threads), path.name)
 
     def decoder(self, path: Path, spec: DecoderSpec) -> OrtDecoder:
         """Open a decoder and allocate its keys and values on the device.
@@ -144,5 +145,8 @@ class OrtBackend:
             DeviceError: The device refuses it.
         """
         threads = 1 if spec.hidden_size < NARROW else self.threads
-        session = open_session(str(path), path.name, self.device, threads)
-        return OrtDecoder(session, path.name, spec, device=self.device)
+        return OrtDecoder(self.session(path, threads), path.name, spec, device=self.device)
+
+    def session(self, path: Path, threads: int) -> Any:
+        """Open an ``onnxruntime.InferenceSession`` for either of them."""
+        return open_session(str(path), path.name, self.device, threads)

@@ -56,8 +56,15 @@ def tensor_specs(arguments: list[Any]) -> tuple[TensorSpec, ...]:
     )
 
 
-def open_session(model: str | bytes, label: str, device: str, threads: int) -> Any:
+def open_session(model: str | bytes, label: str, device: str, threads: int, options: Any = None) -> Any:
     """Open a session and make sure that it runs on the device that was asked for.
+
+    Args:
+        model: A file, or its bytes.
+        label: The file's name, for messages.
+        device: ``"cpu"`` or ``"cuda"``.
+        threads: That it may use; 0 leaves that to ONNX Runtime.
+        options: Further ``onnxruntime.SessionOptions``; changed.
 
     Raises:
         BundleError: The model is no ONNX graph that this version runs.
@@ -65,7 +72,7 @@ def open_session(model: str | bytes, label: str, device: str, threads: int) -> A
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
+    options = options or onnxruntime.SessionOptions()
     options.log_severity_level = _LOG_ERRORS_ONLY
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -6,6 +6,7 @@ in fp32: a layer that overflows is named, and the model needs another precision.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from trrg_export.hollow import without_weights
+from trrg_export.memory import few_half_runs
+from trrg_export.onnx_file import add_outputs, read_hollow
 from trrg_export.precision.half import SAFE
 from trrg_sdk.backends.ort_session import open_session
 from trrg_sdk.manifest import DecoderSpec
@@ -48,15 +50,14 @@ def overflow_failures(decoder: Path, sequences: Iterable[NDArray[np.floating]], 
 
 def _watched(decoder: Path) -> tuple[Any, dict[str, onnx.NodeProto]]:
     """Open the decoder so that it gives every tensor; and the node that writes each, in the graph's order."""
-    graph = onnx.load(str(decoder), load_external_data=False)
-    declared = {output.name for output in graph.graph.output}
-    makers = {name: node for node in without_weights(graph).graph.node for name in node.output if name}
-    graph.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in makers if name not in declared)
+    graph = read_hollow(decoder).graph
+    declared = {output.name for output in graph.output}
+    makers = {name: node for node in graph.node for name in node.output if name}
     path = decoder.with_name(f"watched_{decoder.name}")  # beside the weights, where they are looked for
     try:
-        onnx.save_model(graph, str(path))
-        del graph  # ONNX Runtime reads the file, so that the weights are not held here too
-        return open_session(str(path), "decoder", "cpu", 0), makers
+        shutil.copyfile(decoder, path)
+        add_outputs(path, [helper.make_empty_tensor_value_info(name) for name in makers if name not in declared])
+        return open_session(str(path), "decoder", "cpu", 0, few_half_runs()), makers
     finally:
         path.unlink(missing_ok=True)
 

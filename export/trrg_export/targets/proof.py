@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trrg_export.comparing_backend import comparing_backend
 from trrg_export.parity import Difference, ParityError, report_failures
 from trrg_export.targets.base import ProvenSite
-from trrg_sdk.backends import onnxruntime as backend
 from trrg_sdk.backends.base import Graph
 from trrg_sdk.clues import sigmoid
 from trrg_sdk.labeler import OBSERVATIONS, label_report
@@ -32,8 +32,8 @@ def prove(site: ProvenSite, name: str, graphs: Mapping[str, GraphSpec]) -> None:
     Raises:
         ParityError: A limit was passed; the message lists all of them.
     """
-    opened = backend.open_backend(device="cpu", threads=None)
-    chain = _Chain(site, {graph: opened.graph(site.folder / spec.file) for graph, spec in graphs.items()})
+    opened = {graph: comparing_backend(spec.precision).graph(site.folder / spec.file) for graph, spec in graphs.items()}
+    chain = _Chain(site, opened)
     gaps = chain.values()
     reports = [chain.report(index) for index in range(len(site.reference.ids))]
     pairs = list(zip((ids for ids, _ in reports), site.reference.ids, strict=True))
