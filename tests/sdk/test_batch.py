@@ -320,7 +320,7 @@ def test_a_file_that_is_still_being_copied_waits(
     studies(tmp_path / "in", 1)
     put(tmp_path / "in" / "new", chest_bytes(study="2.25.6"), age_s=0)
     assert batch("--settle", "30") == 0
-    assert "still arriving, left for the next time: 1 studies" in capfd.readouterr().out
+    assert "studies still arriving, left for the next time: 1" in capfd.readouterr().out
     assert audited(tmp_path / "out").total() == 1
     assert batch("--settle", "0") == 0
     assert audited(tmp_path / "out").total() == 2

@@ -101,7 +101,7 @@ def test_lines_say_rate_counts_and_time_left() -> None:
     lines.advance("done")
     lines.stop()
     assert stream.getvalue().splitlines() == [
-        "4 studies to report",
+        "studies to report: 4",
         "2 of 4 (1 done, 1 refused), 0.2 a second, 10 s left",
         "3 of 4 (2 done, 1 refused), 0.2 a second, 4 s left",
     ]

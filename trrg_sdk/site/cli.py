@@ -187,7 +187,7 @@ def _said(tally: Tally) -> Sequence[str]:
 
 
 def _files(waiting: int, left_out: dict[str, int]) -> Sequence[str]:
-    lines = [f"still arriving, left for the next time: {waiting} studies"] if waiting else []
+    lines = [f"studies still arriving, left for the next time: {waiting}"] if waiting else []
     words = ", ".join(f"{number} {code}" for code, number in sorted(left_out.items()))
     return [*lines, f"files passed over: {words}"] if words else lines
 

@@ -43,7 +43,7 @@ class Lines:
         self._total, self._counts = studies, Counter()
         self._started = self._said = self._clock()
         if studies:
-            self._write(f"{studies} studies to report")
+            self._write(f"studies to report: {studies}")
 
     def advance(self, state: State) -> None:
         """Count one, and say so when it is time to."""
