@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
 
 from trrg_export import describe
 from trrg_export.decoder import check_family, decoder_spec, write_decoder
@@ -44,7 +43,6 @@ from trrg_sdk.manifest import GRAPH_NAMES, MANIFEST_FILE, Manifest, TargetSpec
 from trrg_sdk.strict_json import plain_text
 from trrg_sdk.summary import SUMMARY_FILE
 from trrg_train.models.checkpoint import Checkpoint, load_checkpoint
-from trrg_train.models.clue_bank import embed_bank
 
 _LOG = logging.getLogger(__name__)
 
@@ -161,7 +159,7 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
         limit, drafts = (options.limits or LIMITS[options.precision]).value, options.draft_reports is not None
         lowered = write_graphs(site, options.int4(), limit=limit, drafts=drafts)
         with released():
-            write_arrays(load_checkpoint(checkpoint), folder)
+            _write_arrays(load_checkpoint(checkpoint), reference, folder)
         manifest = _proven(site, options, lowered)
         if key:
             sign_bundle(folder, key)
@@ -261,22 +259,14 @@ def _decoder_failures(decoder: Path, site: Site) -> list[str]:
     return overflow_failures(decoder, sequences, spec)
 
 
-def write_arrays(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write tokenizer, token embedding and clue bank.
-
-    Args:
-        checkpoint: Of stage 2.
-        folder: Of the bundle.
-    """
-    model = checkpoint.trrg()
+def _write_arrays(checkpoint: Checkpoint, reference: Reference, folder: Path) -> None:
+    """Write tokenizer, token embedding and clue bank; the bank as PyTorch has embedded it for the reference."""
     shutil.copyfile(checkpoint.folder / "tokenizer.json", folder / describe.TOKENIZER)
-    with torch.no_grad():
-        table = model.llm.get_input_embeddings().weight.float().numpy()
-        longest = checkpoint.config.max_text_length
-        bank = embed_bank(checkpoint.meta.clues, model.perceiver, checkpoint.tokenizer, max_length=longest)
+    table = checkpoint.trrg().llm.get_input_embeddings().weight.detach().float().numpy()
     np.save(folder / describe.TOKEN_EMBEDDING, np.ascontiguousarray(table))
     # numpy dates the members of the archive 1980-01-01: the same arrays give the same bytes.
-    np.savez(folder / describe.CLUE_BANK, positive=bank[0].numpy(), negative=bank[1].numpy())
+    bank = reference.clue_inputs
+    np.savez(folder / describe.CLUE_BANK, positive=bank["clue_positive"], negative=bank["clue_negative"])
 
 
 def _compared(

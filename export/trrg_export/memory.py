@@ -33,6 +33,8 @@ def few_runs() -> Any:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
+    # By default what reads weights alone, or measures a tensor, runs first or last, and all of that waits.
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 

@@ -260,7 +260,7 @@ def _products(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
 
 def _calibrated(source: _Source, feeds: Sequence[Feed]) -> Any:
     """Run the feeds; the library's ranges of all tensors around its operators."""
-    from onnxruntime import ExecutionOrder, InferenceSession
+    from onnxruntime import InferenceSession
     from onnxruntime.quantization.calibrate import MinMaxCalibrater
 
     weights = source.inputs()
@@ -272,10 +272,8 @@ def _calibrated(source: _Source, feeds: Sequence[Feed]) -> Any:
             return tensors - names, infos
 
         def create_inference_session(self) -> None:
-            options, path = few_runs(), self.augmented_model_path
-            # By default the nodes that measure tensors run last, and all tensors wait for them.
-            options.execution_order = ExecutionOrder.PRIORITY_BASED
-            self.infer_session = InferenceSession(path, options, providers=self.execution_providers)
+            path, providers = self.augmented_model_path, self.execution_providers
+            self.infer_session = InferenceSession(path, few_runs(), providers=providers)
 
     with quiet(), tempfile.TemporaryDirectory(prefix="trrg-int8-") as folder:
         path = Path(folder, "graph.onnx")
