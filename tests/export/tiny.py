@@ -51,6 +51,7 @@ def config(**changes: object) -> ModelConfig:
         "name": "tiny",
         "image_size": SIZE,
         "patch_grid": [2, 2],
+        "shift": 4,
         "vision": VISION,
         "clue_encoder": CLUE_ENCODER,
         "llm": LLM,

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,10 @@ def test_the_encoder_runs_once_for_one_content(first, embedded, pixels, tmp_path
         next(first.model.vision.parameters()).add_(0.01)
     cached_encodings(first, embedded, pixels, views=Views(1, 5), cache=tmp_path)
     assert len(calls) == -(-STUDIES // 4), "another encoder has another cache"
+    cached_encodings(
+        replace(first, config=replace(first.config, shift=8)), embedded, pixels, views=Views(1, 5), cache=tmp_path
+    )
+    assert len(calls) == 2 * -(-STUDIES // 4), "and one that looks at moved images too"
 
 
 def test_a_killed_build_goes_on_where_it_was(first, embedded, pixels, tmp_path, monkeypatch):

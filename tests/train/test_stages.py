@@ -15,9 +15,11 @@ from trrg_train.models.checkpoint import load_checkpoint
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument")
 def test_both_stages_learn_to_see_and_to_say(toy_run, tmp_path, capsys):
     config = toy_run(tmp_path, epochs=20)
+    config.write_text(config.read_text().replace("[model]", "[model]\nshift = 2"))
     assert main(["stage1", str(config)]) == 0
     assert main(["stage2", str(config)]) == 0
     folder = tmp_path / "out" / "stage2"
+    assert load_checkpoint(folder).perceiver().vision.shift == 2
     assert load_checkpoint(folder).parity_pixels().shape == (4, 1, 64, 64)
     assert {report[-1] for report in load_checkpoint(folder).train_reports()} == {2}
     capsys.readouterr()
@@ -38,6 +40,14 @@ def test_both_stages_learn_to_see_and_to_say(toy_run, tmp_path, capsys):
 def test_stage_2_without_stage_1_says_so(toy_run, tmp_path, capsys):
     assert main(["stage2", str(toy_run(tmp_path, epochs=1))]) == 2
     assert "stage1" in capsys.readouterr().err
+
+
+def test_both_stages_look_at_the_same_views(toy_run, tmp_path, capsys):
+    config = toy_run(tmp_path, epochs=0)
+    assert main(["stage1", str(config)]) == 0
+    config.write_text(config.read_text().replace("[model]", "[model]\nshift = 6"))
+    assert main(["stage2", str(config)]) == 2
+    assert "shift = 6, and stage 1 calibrated its scores with shift = 0" in capsys.readouterr().err
 
 
 @pytest.mark.slow

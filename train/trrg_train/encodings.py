@@ -137,7 +137,7 @@ def encode_batch(
 
 def _key(checkpoint: Checkpoint, embedded: tuple[Tensor, Tensor], pixels: NDArray[np.float16], views: Views) -> str:
     """Hash of everything that the encodings depend on."""
-    digest = hashlib.sha256(json.dumps([views.count, views.seed, pixels.shape]).encode())
+    digest = hashlib.sha256(json.dumps([views.count, views.seed, checkpoint.config.shift, pixels.shape]).encode())
     for name, weight in sorted(checkpoint.perceiver().state_dict().items()):
         digest.update(name.encode() + weight.contiguous().numpy().tobytes())
     clues = [(c.scale, c.offset, c.threshold) for c in checkpoint.meta.clues]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from trrg_sdk.errors import UsageError
 from trrg_train.config import RunConfig
 from trrg_train.data.pixels import cached_pixels
 from trrg_train.data.sources import read_sources, repeated
@@ -127,10 +128,13 @@ def run_stage2(config: RunConfig, *, commands: tuple[str, ...], resume: bool = F
 
     Returns:
         Folder of the stage-2 checkpoint.
+
+    Raises:
+        UsageError: There is no stage-1 checkpoint, or its scores are those of other views of an image.
     """
     run = join_processes()
     torch.manual_seed(config.seed)
-    first = load_checkpoint(config.out / "stage1")
+    first = _first(config)
     studies = read_sources(config.sources)
     train = [s for s in studies if s.split == "train"]
     images = images_of(config, first, train, views=config.stage2.views)
@@ -194,6 +198,17 @@ def _validation(config: RunConfig, first: Checkpoint, studies: Sequence[Study]) 
 def _embedded(config: RunConfig, first: Checkpoint) -> tuple[Tensor, Tensor]:
     bank, longest = first.meta.clues, config.model.max_text_length
     return embed_bank(bank, first.perceiver(), first.tokenizer, max_length=longest)
+
+
+def _first(config: RunConfig) -> Checkpoint:
+    """Load the stage-1 checkpoint of the run; see :func:`run_stage2`."""
+    first, asked = load_checkpoint(config.out / "stage1"), config.model.shift
+    if first.config.shift != asked:
+        raise UsageError(
+            f"[model] shift = {asked}, and stage 1 calibrated its scores with shift = {first.config.shift}: "
+            "give both stages the same, or run stage 1 again"
+        )
+    return first
 
 
 def _task(config: RunConfig, first: Checkpoint, model: Trrg) -> Stage2Task:

@@ -22,6 +22,8 @@ class ModelConfig:
         name: Goes into the bundle's identity.
         image_size: Side of the square input in pixels.
         patch_grid: Rows and columns of the patches that the vision encoder gives for that input.
+        shift: Pixels by which an image is also moved up, down, left and right; its patches are then the means of the
+            five views. 0: the image alone. Training of the vision encoder always takes the image alone.
         vision: Hugging Face configuration (``model_type`` and its fields) of the image backbone.
         clue_encoder: The same for the text encoder of the clues.
         llm: The same for the Llama-family language model; ``vocab_size`` comes from the tokenizer.
@@ -45,6 +47,7 @@ class ModelConfig:
     vision: Mapping[str, Any]
     clue_encoder: Mapping[str, Any]
     llm: Mapping[str, Any]
+    shift: int = 0
     vision_path: str = ""
     clue_encoder_path: str = ""
     llm_path: str = ""
@@ -59,6 +62,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check what fits together."""
+        if not 0 <= self.shift < self.image_size:
+            raise UsageError(f"[model] shift = {self.shift}: expected 0 to {self.image_size - 1} pixels")
         for part, config, path in (
             ("vision", self.vision, self.vision_path),
             ("clue_encoder", self.clue_encoder, self.clue_encoder_path),

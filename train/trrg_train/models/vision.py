@@ -26,7 +26,7 @@ class VisionEncoder(nn.Module):
             config: ``vision`` or ``vision_path`` is read.
         """
         super().__init__()
-        self.patches = config.patches
+        self.patches, self.shift = config.patches, config.shift
         if config.vision_path:
             self.backbone = cast(nn.Module, AutoModel.from_pretrained(config.vision_path, local_files_only=True))
         else:
@@ -41,7 +41,9 @@ class VisionEncoder(nn.Module):
         self.width = int(sizes[-1] if sizes else settings.hidden_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Encode.
+        """Encode; in evaluation patches are means over the views that ``shift`` asks for.
+
+        Strides let a convolutional network's answer hang on a few pixels to the left or right: means hang on less.
 
         Args:
             pixels: float32 (B, C, S, S), preprocessed.
@@ -49,6 +51,13 @@ class VisionEncoder(nn.Module):
         Returns:
             Patches float32 (B, N, Dv).
         """
+        if self.training or not self.shift:
+            return self._encode(pixels)
+        views = moved(pixels, self.shift)
+        patches: Tensor = self._encode(torch.cat(views)).unflatten(0, (len(views), -1)).mean(dim=0)
+        return patches
+
+    def _encode(self, pixels: Tensor) -> Tensor:
         hidden: Tensor = self.backbone(
             pixel_values=pixels.contiguous(memory_format=torch.channels_last)
         ).last_hidden_state
@@ -58,6 +67,22 @@ class VisionEncoder(nn.Module):
             hidden = hidden[:, 1:]
         torch._check(hidden.shape[1] == self.patches)
         return hidden
+
+
+def moved(pixels: Tensor, shift: int) -> list[Tensor]:
+    """An image as it is, and moved up, down, left and right; at the edge its last pixels are repeated.
+
+    Args:
+        pixels: float32 (B, C, S, S).
+        shift: Pixels.
+
+    Returns:
+        Five tensors float32 (B, C, S, S).
+    """
+    side = pixels.shape[-1]
+    wide = nn.functional.pad(pixels, (shift,) * 4, mode="replicate")
+    corners = ((shift, shift), (2 * shift, shift), (0, shift), (shift, 2 * shift), (shift, 0))
+    return [wide[:, :, top : top + side, left : left + side] for top, left in corners]
 
 
 def _contiguous(_module: nn.Module, state: dict[str, Tensor], prefix: str, _metadata: dict[str, Any]) -> None:
