@@ -10,7 +10,8 @@ time counts, which other processes on the machine change least; with more, wall-
 int8 is the whole encoder, calibrated on random images where it is static: it tells the speed, and nothing about
 quality, since random weights have no outliers. What is named after ONNX Runtime is its quantizer's default, which
 rounds what a product writes as well; OpenVINO reads the same static QDQ file. ``--int8-bf16`` is the vision graph that
-the export makes for OpenVINO: products read eight bits and write floats, and all between them is in bf16.
+the export makes for OpenVINO: products read eight bits and write floats, and all between them is in bf16. The mini
+encoder needs 3 of its 18 products in bf16 for no report label to flip (below), so that share is timed too, and counts.
 
 OpenVINO computes in bf16 only on a processor that has it (AVX-512 BF16 or AMX): elsewhere the page says so and has no
 such row. What bf16 does to labels is counted with PyTorch's bf16 too, see ``bf16_arithmetic.py``.
@@ -33,6 +34,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,7 @@ from trrg_train.models.vision import VisionEncoder
 CONFIG = Path(__file__).parents[2] / "train" / "configs" / "base.toml"
 BASELINE = "ONNX Runtime fp32"
 EXPORTED = "OpenVINO `--int8-bf16`"
+MIXED = f"{EXPORTED}, one product in six in bf16"
 GOAL = 0.3  # of the baseline's time, asked of OpenVINO in bf16 or better
 CALIBRATION = 4  # random images
 Run = Callable[[], NDArray[Any]]
@@ -83,7 +86,7 @@ def contestants(
     runtime = onnxruntime.open_backend(device="cpu", threads=threads)
     opened = openvino.open_backend(threads=threads)
     dynamic, static = quantized(path)
-    ours = exported_int8(path)
+    ours, mixed = exported_int8(path, "ours"), exported_int8(path, "mixed", every=6)
     graphs: dict[str, Callable[[], Any]] = {
         BASELINE: lambda: runtime.graph(path),
         "ONNX Runtime int8, dynamic": lambda: runtime.graph(dynamic),
@@ -98,6 +101,7 @@ def contestants(
             opened.graph, ours, spec=GraphSpec(ours.name, openvino.INT8_BF16, (), ())
         ),
         EXPORTED: partial(opened.graph, ours, spec=GraphSpec(ours.name, openvino.INT8_BF16, plan.inputs, ())),
+        MIXED: partial(opened.graph, mixed, spec=GraphSpec(mixed.name, openvino.INT8_BF16, plan.inputs, ())),
     }
     for name, opening in graphs.items():
         try:
@@ -140,13 +144,22 @@ class RandomImages(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime 
         return next(self._feeds, None)
 
 
-def exported_int8(path: Path) -> Path:
-    """Write the encoder as ``--int8-bf16`` does, but all of it, however far random weights drift."""
+def exported_int8(path: Path, name: str, *, every: int | None = None) -> Path:
+    """Write the encoder as ``--int8-bf16`` does, but all of it, however far random weights drift.
+
+    Args:
+        path: In fp32.
+        name: Of what is written beside it.
+        every: Leaves the first of so many products out.
+    """
     model = onnx.load(str(path))
     side = model.graph.input[0].type.tensor_type.shape.dim[-1].dim_value
-    ours = path.with_name("ours.onnx")
-    save(to_static(model, random_images(side), label="vision", limit=math.inf, form=VNNI).model, ours)
-    return ours
+    weights = {tensor.name for tensor in model.graph.initializer}
+    products = [n.name for n in model.graph.node if n.op_type in ("Conv", "MatMul", "Gemm") and n.input[1] in weights]
+    form = replace(VNNI, floating=frozenset(products[::every] if every else ()))
+    made = path.with_name(f"{name}.onnx")
+    save(to_static(model, random_images(side), label="vision", limit=math.inf, form=form).model, made)
+    return made
 
 
 def quantized(path: Path) -> tuple[Path, Path]:
@@ -197,9 +210,9 @@ def page(runs: Mapping[str, Run], took: Mapping[str, list[float]], notes: list[s
 
 def verdict(took: Mapping[str, Sequence[float]], base: float) -> str:
     """Whether the goal is reached, as far as this machine can tell."""
-    if EXPORTED not in took:
+    if MIXED not in took:
         return "**open**. Run the command above on a processor with bf16, with nothing else running."
-    ratio = statistics.median(took[EXPORTED]) / base
+    ratio = statistics.median(took[MIXED]) / base
     return f"**{'reached' if ratio <= GOAL else 'missed'}** ({ratio:.2f})."
 
 

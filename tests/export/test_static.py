@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trrg_export.cli import main
 from trrg_export.parity import LIMITS
-from trrg_export.precision.static import DRIFT_LIMIT, to_static
+from trrg_export.precision.static import ANYWHERE, DRIFT_LIMIT, to_static
 from trrg_sdk.backends.ort_session import open_session
 from trrg_sdk.bundle import Bundle
 
@@ -110,6 +110,16 @@ def test_convolutions_and_products_compute_in_int8_with_a_scale_for_each_channel
     assert "QLinearConv" in computed
     assert computed.count("MatMulIntegerToFloat") == 2
     assert not {"Conv", "MatMul", "Relu"} & set(computed)
+
+
+def test_products_compute_in_floats_where_that_is_asked_for() -> None:
+    form = dataclasses.replace(ANYWHERE, floating=frozenset({"second"}), stored=False)
+    found = to_static(_model(), _feeds(), label="test", limit=None, form=form)
+    assert [(layer.name, layer.reason) for layer in found.kept] == [("second", "that was asked for")]
+    assert found.drift["y"] < to_static(_model(), _feeds(), label="test", limit=None).drift["y"]
+    kinds = _kinds(found.model)
+    assert kinds["second"] == TensorProto.FLOAT
+    assert "first" not in kinds
 
 
 def test_weights_take_seven_bits_so_that_sums_of_two_products_fit_16_bits() -> None:

@@ -63,6 +63,7 @@ DRIFT_LIMIT = 0.04
 """Twenty roundings (half of 1/255 of the range each) one after the other, as many as ``parity.LIMITS`` gives fp16."""
 _TRIED = 8  # feeds, spread over all, on which products are tried alone
 _REASON = "alone in int8 it makes an output drift by {:.2g}"
+_ASKED = "that was asked for"
 _PRODUCTS = ("Conv", "MatMul", "Gemm")
 _OPERATORS = [*_PRODUCTS, "Relu", "MaxPool"]  # the last two where what they read is in eight bits anyway
 _FLOAT_OUTPUTS = ["MatMul", "Gemm"]  # a convolution that writes floats has no integer kernel in ONNX Runtime
@@ -78,11 +79,13 @@ class Form:
         symmetric: Activations are int8 around zero and a bias stays a float.
         all_bits: Weights use all their bits, which a processor without VNNI answers with sums that saturate.
         stored: Weights of what computes in floats are in eight bits too, for a small file; else they are as they were.
+        floating: Names of products that compute in floats from the start.
     """
 
     symmetric: bool = False
     all_bits: bool = False
     stored: bool = True
+    floating: frozenset[str] = frozenset()
 
 
 ANYWHERE = Form()
@@ -117,7 +120,7 @@ def to_static(
         return _reported(label, _left(source, (), "a graph above 2 GiB is not calibrated", form))
     trial = _Trial(source, feeds, bound, form)
     lowering = Lowering("int8", trial.convert, trial.judge, bound, as_bad=1.0, reason=_REASON)
-    found = settle(source.light, trial.blind, lowering)
+    found = settle(source.light, {**dict.fromkeys(form.floating, _ASKED), **trial.blind}, lowering)
     if isinstance(found, Hopeless):
         _LOG.info(
             "%s: %s drifts by %.3g in int8, the limit is %g, and more than %d %% of the weights would have to stay in "
