@@ -101,7 +101,7 @@ REFUSALS: Mapping[str, Refusal] = MappingProxyType(
         ),
         # What the model's own look at it says (trrg_sdk.distance).
         "unlike_training": Refusal(
-            "The image is {far:.1f} times as far from the training films as a chest radiograph may be.",
+            "The image is {far:.2f} times as far from the training films as a chest radiograph may be.",
             "Check that the right image was sent. If it is a chest radiograph, it needs a reader without a draft.",
         ),
         # What cannot be read (trrg_sdk.dicom and what it calls).
