@@ -16,6 +16,7 @@ from trrg_export.to_onnx import checkpoint_plans
 from trrg_sdk.manifest import Axes
 from trrg_train.models.checkpoint import Checkpoint
 from trrg_train.models.clue_bank import clue_inputs, embed_bank, tokenize
+from trrg_train.models.fusion import ClueInputs
 from trrg_train.models.trrg import EncodedImages, Trrg
 
 Array = NDArray[Any]
@@ -101,16 +102,13 @@ def run_pytorch(checkpoint: Checkpoint, pixels: Tensor, anew: Callable[[], Trrg]
     with released():
         images = _encoded(model(), pixels)
     with released():
-        whole = model()
-        parts = [_reports(checkpoint, whole, batch, positive, negative) for batch in images]
-        del whole
-    clues = clue_inputs(bank, positive, negative, -torch.ones(1, len(bank)))._asdict()
-    named_clues = {f"clue_{name}": value.numpy() for name, value in clues.items()}
+        parts = _all_reports(checkpoint, model(), images, positive, negative)
+    clues = _arrays(clue_inputs(bank, positive, negative, -torch.ones(1, len(bank))), "clue_")
     clue_texts = {"input_ids": input_ids.numpy(), "attention_mask": mask.numpy()}
-    vision = _joined([{name: value.numpy() for name, value in batch._asdict().items()} for batch in images])
+    vision = _joined([_arrays(batch) for batch in images])
     return Reference(
         pixels=pixels.numpy(),
-        clue_inputs=named_clues,
+        clue_inputs=clues,
         clue_texts=clue_texts,
         clue_joint=clue_joint,
         vision=vision,
@@ -118,7 +116,7 @@ def run_pytorch(checkpoint: Checkpoint, pixels: Tensor, anew: Callable[[], Trrg]
         prompts=np.concatenate([part.prompts for part in parts]),
         first_logits=np.concatenate([part.first_logits for part in parts]),
         ids=tuple(ids for part in parts for ids in part.ids),
-        unseen=_unseen(checkpoint, model, {"pixels": pixels.numpy(), **clue_texts, **vision, **named_clues}),
+        unseen=_unseen(checkpoint, model, {"pixels": pixels.numpy(), **clue_texts, **vision, **clues}),
     )
 
 
@@ -132,6 +130,12 @@ class _Reports:
     prompts: Array
     first_logits: Array
     ids: list[tuple[int, ...]]
+
+
+def _all_reports(
+    checkpoint: Checkpoint, model: Trrg, images: Sequence[EncodedImages], positive: Tensor, negative: Tensor
+) -> list[_Reports]:
+    return [_reports(checkpoint, model, batch, positive, negative) for batch in images]
 
 
 def _reports(
@@ -184,6 +188,10 @@ def _first_logits(model: Trrg, prompts: Tensor) -> Array:
 
 def _until_end(ids: list[int], eos: int) -> tuple[int, ...]:
     return tuple(ids[: ids.index(eos)] if eos in ids else ids)
+
+
+def _arrays(tensors: EncodedImages | ClueInputs, prefix: str = "") -> dict[str, Array]:
+    return {f"{prefix}{name}": value.numpy() for name, value in tensors._asdict().items()}
 
 
 def _joined(parts: list[dict[str, Array]]) -> dict[str, Array]:
