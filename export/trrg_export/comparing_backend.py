@@ -1,4 +1,4 @@
-"""Where exported graphs run to be compared with PyTorch: ONNX Runtime's CPU, as hospitals run it."""
+"""Where exported graphs run to be compared with PyTorch: ONNX Runtime's CPU, where fp16 takes time and not memory."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def comparing_backend(precision: str) -> backend.OrtBackend:
     """Open the backend for graphs of one precision.
 
     Args:
-        precision: Of the graphs; those in fp16 are made for GPUs, and take less memory and more time here than on a
-            workstation without one, see :func:`trrg_export.memory.few_half_runs`.
+        precision: Of the graphs. All are opened as the runtime opens them, but for those in fp16, which are made for
+            GPUs: see :func:`trrg_export.memory.few_half_runs`.
     """
     opened = backend.open_backend(device="cpu", threads=None)
     return _HalfBackend(opened.device, opened.threads) if precision == "fp16" else opened

@@ -99,6 +99,22 @@ def test_passes_agree_only_where_enough_was_read(
     assert spec.near_tie == (0.0 if tokens == 1 else NEAR_TIE["fp32"])
 
 
+def test_passes_in_fp16_are_never_said_to_agree(
+    bare: Bundle, checkpoint: Checkpoint, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made for GPUs, and nothing here says what their kernels do."""
+    opened: list[str] = []
+    half = {**bare.manifest.graphs, "decoder": dataclasses.replace(bare.manifest.graphs["decoder"], precision="fp16")}
+    bundle = Bundle(bare.folder, dataclasses.replace(bare.manifest, graphs=half), "")
+    monkeypatch.setattr("trrg_export.drafts.largest_change", lambda *_: 0.0)
+    monkeypatch.setattr("trrg_export.drafts._TOKENS", 1)
+    monkeypatch.setattr("trrg_export.comparing_backend.few_half_runs", lambda: opened.append("lean"))
+    spec = add_drafts(bundle, checkpoint, reference, least=2)
+    assert spec
+    assert spec.near_tie == NEAR_TIE["fp16"]
+    assert opened == ["lean"], "its weights would be held in fp16 and in fp32"
+
+
 def test_sentence_ends_are_read_from_the_tokenizer(checkpoint: Checkpoint) -> None:
     ends = sentence_ends(checkpoint.tokenizer)
     assert 2 in ends

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +90,12 @@ class _Frozen(OrtBackend):
         self._name = name
 
     def graph(self, path: Path, *, spec: GraphSpec | None = None) -> OrtGraph:
-        graph = super().graph(path, spec=spec)
-        if path.stem == self._name:
-            whole = graph.run
-            graph.run = (
-                lambda inputs: {  # type: ignore[method-assign]
-                    name: np.repeat(value[:1], len(value), axis=0) for name, value in whole(inputs).items()
-                }
-            )
-        return graph
+        session = self.session(path, 1)
+        return (_OfTheFirst if path.stem == self._name else OrtGraph)(session, path.name)
+
+
+class _OfTheFirst(OrtGraph):
+    """Repeats its first row."""
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: np.repeat(value[:1], len(value), axis=0) for name, value in super().run(inputs).items()}
