@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+runtime = pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
 from onnx import TensorProto, helper, numpy_helper
@@ -229,7 +229,12 @@ def test_fp16_bundle_is_half_as_large_and_reports(
     from trrg_sdk.engine import Engine
 
     out = tmp_path / "fp16"
-    assert main([str(tiny_checkpoint), "--out", str(out), "--fp16"]) == 0
+    lean = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    with monkeypatch.context() as patched:
+        levels = _watch_levels(patched)
+        assert main([str(tiny_checkpoint), "--out", str(out), "--fp16"]) == 0
+    names = {f"{name}.onnx" for name in ("vision", "clue_encoder", "fusion", "decoder", "watched_decoder")}
+    assert set(levels) == {(name, lean) for name in names}, "else all weights are there in fp16 and in fp32"
     manifest = Bundle.load(out).manifest
     assert {graph.precision for graph in manifest.graphs.values()} == {"fp16"}
     figures: Any = manifest.parity["fp16"]
@@ -252,6 +257,20 @@ def test_fp16_bundle_is_half_as_large_and_reports(
     assert half.generation.tokens > 0
     for score in full.clues.scores:
         assert half.clues[score.name].probability == pytest.approx(score.probability, abs=0.01)
+
+
+def _watch_levels(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """Note name and level of optimization of every file that ONNX Runtime opens."""
+    opened: list[tuple[str, Any]] = []
+    real = runtime.InferenceSession
+
+    def watched(model: str | bytes, options: Any, **named: Any) -> Any:
+        if isinstance(model, str):
+            opened.append((Path(model).name, options.graph_optimization_level))
+        return real(model, options, **named)
+
+    monkeypatch.setattr(runtime, "InferenceSession", watched)
+    return opened
 
 
 def test_a_decoder_that_overflows_names_its_layer(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -172,6 +172,9 @@ def test_a_graph_without_its_weights_is_not_read_whole(tmp_path: Path) -> None:
     assert _traced(lambda: read_hollow(tmp_path / "graph.onnx")) < model.ByteSize() / 8
     assert _traced(lambda: tensor_specs(tmp_path / "graph.onnx")) < model.ByteSize() / 8
     assert [spec.name for spec in tensor_specs(tmp_path / "graph.onnx")[0]] == ["x0"]
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((PRODUCTS, WIDTH, WIDTH), np.float32), "one"))
+    save(model, tmp_path / "graph.onnx")
+    assert _traced(lambda: read_hollow(tmp_path / "graph.onnx")) < model.ByteSize() / 8, "nor any weight whole"
 
 
 @pytest.mark.parametrize("share", [0.5, 0.999999])
