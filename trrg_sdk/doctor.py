@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from trrg_sdk.backends.large_pages import setting
 from trrg_sdk.backends.onnxruntime import NARROW
 from trrg_sdk.errors import BundleError, DeviceError, UsageError
-from trrg_sdk.processors import processors
+from trrg_sdk.processors import instructions, processors
 from trrg_sdk.version import __version__
 
 _PACKAGES = (
@@ -42,6 +42,7 @@ _CODECS = (
     "RLELossless",
 )
 """The compressed transfer syntaxes in which radiographs come, as ``pydicom.uid`` names them."""
+_ARITHMETIC = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 _BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 
 
@@ -64,6 +65,7 @@ def _machine() -> Iterator[tuple[str, str]]:
 def _processors() -> Iterator[tuple[str, str]]:
     found = processors()
     yield "processors", str(found.logical)
+    yield "arithmetic", ", ".join(name for name in _ARITHMETIC if name in instructions()) or "not known on this system"
     yield "affinity", "not known on this system" if found.allowed is None else f"{found.allowed} of them allowed"
     yield "physical cores", "not known: processors are counted" if found.cores is None else f"{found.cores} allowed"
     yield "container limit", "none" if found.limit is None else f"{found.limit:g} processors"

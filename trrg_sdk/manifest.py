@@ -267,8 +267,8 @@ class TargetSpec:
     Attributes:
         runtime: Its name.
         version: The version that the bundle was made and tried with.
-        graphs: Graphs that this target runs in another form or precision than the bundle's own (OpenVINO in bf16: the
-            same files, precision ``"bf16"``, or its own vision graph, ``"int8-bf16"``); empty where those serve.
+        graphs: Graphs that this target runs in another form or precision than the bundle's own; empty where those
+            serve. OpenVINO: the same files in ``"bf16"``, or a vision graph in ``"int8-bf16"`` or ``"int8-vnni"``.
         engines: Compiled graphs; empty where the runtime compiles when it opens them.
     """
 

@@ -1,4 +1,4 @@
-"""The processors that this process may use, and how many threads that makes."""
+"""The processors that this process may use, how many threads that makes, and what they can compute."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+_CPUINFO = Path("/proc/cpuinfo")
 _CONTAINER = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -52,6 +53,20 @@ def processors() -> Processors:
 def physical_cores() -> int:
     """Return :attr:`Processors.threads` as it was when it was first asked for."""
     return processors().threads
+
+
+@functools.cache
+def instructions() -> frozenset[str]:
+    """Name what the processor can compute as Linux does: ``avx2``, ``avx512_vnni``, ``avx512_bf16``, ``amx_int8``.
+
+    Returns:
+        Empty where the system does not say.
+    """
+    try:
+        lines = _CPUINFO.read_text().splitlines()
+    except OSError:  # not Linux
+        return frozenset()
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
 
 
 def _limit() -> float | None:

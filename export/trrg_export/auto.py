@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trrg_export.build import ExportOptions, check_place, export_bundle, pytorch_reference
+from trrg_export.build import ExportOptions, check_place, check_targets, export_bundle, pytorch_reference
 from trrg_export.parity import ParityError
 from trrg_export.place import beside, put_in_place
 from trrg_export.reference import Reference
 from trrg_export.speed import Speed, measure
 from trrg_sdk.backends import open_backend
 from trrg_sdk.bundle import Bundle
+from trrg_sdk.errors import DeviceError
 from trrg_sdk.manifest import Manifest
 
 _LOG = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ def export_smallest(
     Args:
         checkpoint: Folder of a stage-2 checkpoint.
         out: The bundle's folder; its parent must exist.
-        candidates: At least one, each with another precision; the first decides about ``force``.
+        candidates: At least one, each with another precision; the first decides about ``force``, and must be one that
+            this machine can build. Others that it cannot are refused in the table.
 
     Returns:
         The manifest of the bundle at ``out``, and every trial in the order tried.
@@ -63,6 +65,7 @@ def export_smallest(
         DeviceError: A target cannot be built or tried here.
     """
     check_place(out, force=candidates[0].force)
+    check_targets(candidates[0])
     reference = pytorch_reference(checkpoint, _STUDIES)
     best: Trial | None = None
     trials = []
@@ -108,6 +111,10 @@ def drift(trial: Trial) -> str:
 
 def _try(checkpoint: Path, folder: Path, options: ExportOptions, reference: Reference) -> Trial:
     _LOG.info("trying %s", options.precision)
+    try:
+        check_targets(options)
+    except DeviceError as error:
+        return Trial(options.precision, failures=(str(error),))
     try:
         manifest = export_bundle(checkpoint, folder, options)
     except ParityError as error:

@@ -52,8 +52,8 @@ class ExportOptions:
     """What to build.
 
     Attributes:
-        precision: A key of ``LIMITS``; ``"bf16"`` are fp32 graphs that OpenVINO computes in bf16, ``"int8-bf16"`` int8
-            ones with a vision graph of which it computes the rest in bf16.
+        precision: A key of ``LIMITS``; ``"bf16"`` are fp32 graphs that OpenVINO computes in bf16, ``"int8-bf16"`` and
+            ``"int8-vnni"`` int8 ones with a vision graph for OpenVINO, of which it computes the rest in bf16 or fp32.
         targets: Names of ``TARGETS``; the first one is ``"ort"``, which every bundle has.
         force: Replace a bundle that is already there.
         limits: Of parity; None takes the precision's own.
@@ -117,7 +117,7 @@ def allowed_precisions(targets: Sequence[str]) -> tuple[str, ...]:
 
 def _unfit(precision: str, targets: Sequence[str]) -> str | None:
     if stored_precision(precision) != precision and "openvino" not in targets:
-        return f"{precision}: only OpenVINO computes in bf16, so add the target: --{precision} --target openvino"
+        return f"{precision}: only OpenVINO computes so, so add the target: --{precision} --target openvino"
     for name in targets:
         if precision not in (known := TARGETS[name].PRECISIONS):
             return f"--target {name}: expected a precision of {', '.join(known)}, got {precision}"
@@ -125,8 +125,8 @@ def _unfit(precision: str, targets: Sequence[str]) -> str | None:
 
 
 def stored_precision(precision: str) -> str:
-    """Return the precision of the bundle's own files: bf16 is something that OpenVINO makes of them."""
-    return {"bf16": "fp32", "int8-bf16": "int8"}.get(precision, precision)
+    """Return the precision of the bundle's own files: the others are something that OpenVINO makes of them."""
+    return {"bf16": "fp32", "int8-bf16": "int8", "int8-vnni": "int8"}.get(precision, precision)
 
 
 def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manifest:
@@ -147,7 +147,7 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
     """
     return_large()
     check_place(out, force=options.force)
-    _check_targets(options.targets)
+    check_targets(options)
     key = read_key(options.sign) if options.sign else None
     reference = pytorch_reference(checkpoint, options.studies)
     load_checkpoint(checkpoint).films(options.films)  # a wrong file is refused before the work
@@ -355,9 +355,17 @@ def _added(name: str, site: ProvenSite) -> TargetSpec:
     return spec
 
 
-def _check_targets(names: tuple[str, ...]) -> None:
-    for name in names:
-        if reason := TARGETS[name].unavailable_reason():
+def check_targets(options: ExportOptions) -> None:
+    """Refuse what cannot be built or tried on this machine.
+
+    Args:
+        options: What to build.
+
+    Raises:
+        DeviceError: A target lacks its runtime, or the processor the arithmetic of the precision.
+    """
+    for name in options.targets:
+        if reason := TARGETS[name].unavailable_reason(options.precision):
             raise DeviceError(f"target {name}: {reason}")
 
 

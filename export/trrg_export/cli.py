@@ -36,6 +36,7 @@ _PRECISIONS = {
     "int4": "4-bit weights of the language model, 8-bit of the rest",
     "bf16": "fp32 files, computed in bf16 by --target openvino",
     "int8-bf16": "int8, and for --target openvino a vision encoder that is in bf16 where it is not in int8",
+    "int8-vnni": "int8, and for --target openvino a vision encoder with all bits of its weights, for a CPU with VNNI",
 }
 
 

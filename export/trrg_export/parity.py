@@ -72,6 +72,7 @@ LIMITS: Mapping[str, ParityLimits] = {
     # OpenVINO's bf16 on the mini checkpoint: up to 0.003, with forced clues 0.016; Swin-B: 0.014.
     "bf16": ParityLimits(value=0.1, differing_texts=None, label_agreement=0.99, clue_flips=0.01),
     "int8-bf16": ParityLimits(value=None, differing_texts=None, label_agreement=0.99, clue_flips=0.01),
+    "int8-vnni": ParityLimits(value=None, differing_texts=None, label_agreement=0.99, clue_flips=0.01),
     "int4": ParityLimits(value=None, differing_texts=None, label_agreement=0.99, clue_flips=0.01),
 }
 

@@ -29,6 +29,8 @@ from pathlib import Path
 from decode_llama import llama_page
 from decode_reports import iu_page, mini_page
 
+from trrg_sdk.processors import instructions
+
 WORKLOADS = ("llama100m", "mini", "iu")
 _PACKAGES = (
     "onnxruntime",
@@ -69,8 +71,7 @@ def machine(threads: int) -> Iterator[str]:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    kernels = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8") if flag in flags]
+    kernels = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8") if name in instructions()]
     yield (
         f"{named[0] if named else platform.machine()} ({', '.join(kernels)}), {os.cpu_count()} processors, "
         f"{threads} threads each."

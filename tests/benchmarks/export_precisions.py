@@ -99,7 +99,7 @@ def bundle_rows(checkpoint: Path, folder: Path, precision: str, reference: Refer
 
 def usable(target: str, precision: str) -> bool:
     """Whether a target can be built here, in this precision."""
-    return TARGETS[target].unavailable_reason() is None and precision in allowed_precisions(("ort", target))
+    return TARGETS[target].unavailable_reason(precision) is None and precision in allowed_precisions(("ort", target))
 
 
 def target_row(bundle: Bundle, manifest: Manifest, precision: str, name: str, reference: Reference) -> Row:

@@ -18,7 +18,9 @@ from trrg_export.build import ExportOptions, allowed_precisions
 from trrg_export.cli import main
 from trrg_export.parity import LIMITS, ParityError
 from trrg_export.speed import timed
+from trrg_sdk.backends import openvino as backend
 from trrg_sdk.bundle import Bundle
+from trrg_sdk.errors import DeviceError
 
 Traced = Callable[[Callable[[str, Any], None]], None]
 
@@ -79,9 +81,30 @@ def test_the_command_prints_the_table_and_leaves_one_bundle(
 
 
 def test_bf16_is_tried_only_where_something_computes_in_it() -> None:
-    both = {"bf16", "int8-bf16"}
-    assert not both & set(allowed_precisions(("ort",)))
-    assert both <= set(allowed_precisions(("ort", "openvino")))
+    computed = {"bf16", "int8-bf16", "int8-vnni"}
+    assert not computed & set(allowed_precisions(("ort",)))
+    assert computed <= set(allowed_precisions(("ort", "openvino")))
+
+
+def test_a_precision_that_this_processor_lacks_is_refused_in_the_table(
+    tiny_checkpoint: Path, tmp_path: Path, traced: Traced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    lacking = {"bf16": "bf16: expected a processor with bf16 arithmetic, and this one has none."}
+    monkeypatch.setattr(backend, "unfit_reason", lacking.get)
+    targets = ("ort", "openvino")
+    tried = [ExportOptions("fp32", targets=targets), ExportOptions("bf16", targets=targets)]
+    _, trials = export_smallest(tiny_checkpoint, tmp_path / "b", tried)
+    assert [trial.mib is None for trial in trials] == [False, True]
+    assert "refused: target openvino: bf16: expected a processor with bf16" in "\n".join(table(trials))
+
+
+def test_a_target_that_nothing_can_build_is_no_refusal_of_every_precision(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "unavailable_reason", lambda: "OpenVINO cannot be used.")
+    with pytest.raises(DeviceError, match=r"target openvino: OpenVINO cannot be used\."):
+        export_smallest(tiny_checkpoint, tmp_path / "b", [ExportOptions("fp32", targets=("ort", "openvino"))])
 
 
 def test_a_place_that_is_taken_is_refused_before_anything_is_tried(tiny_checkpoint: Path, tmp_path: Path) -> None:

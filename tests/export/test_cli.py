@@ -44,6 +44,7 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         "--int4",
         "--bf16",
         "--int8-bf16",
+        "--int8-vnni",
         "--auto",
         "--target",
         "--force",

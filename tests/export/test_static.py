@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trrg_export.cli import main
 from trrg_export.parity import LIMITS
+from trrg_export.precision import static
 from trrg_export.precision.static import ANYWHERE, DRIFT_LIMIT, to_static
 from trrg_sdk.backends.ort_session import open_session
 from trrg_sdk.bundle import Bundle
@@ -180,6 +181,24 @@ def test_the_layer_that_drifts_stays_in_fp32_with_weights_of_eight_bits(caplog: 
     assert kinds["first.int8"] == kinds["second_quantized"] == kinds["conv_quantized"] == TensorProto.INT8
     assert "first" not in kinds
     assert "test: first (MatMul) stays in fp32: alone in int8 it makes an output drift by" in caplog.text
+
+
+def test_tighter_limits_measure_once_and_give_what_each_gives_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, limits = _model(outlier=1e3), (10.0, DRIFT_LIMIT * 2, 1e-9, 1e-10)
+    alone = [to_static(model, _feeds(), label="test", limit=limit) for limit in limits[:3]]
+    calibrated, times = static._calibrated, list[int]()
+
+    def counted(*arguments: Any) -> Any:
+        times.append(1)
+        return calibrated(*arguments)
+
+    monkeypatch.setattr(static, "_calibrated", counted)
+    found = list(static.tightened(model, _feeds(), label="test", limits=limits))
+    assert len(times) == 1
+    assert [len(graph.kept) for graph in found] == [0, 1, 3], "after one that computes in fp32 there is nothing tighter"
+    for ours, theirs in zip(found, alone, strict=True):
+        assert (ours.kept, ours.drift) == (theirs.kept, theirs.drift)
+        assert ours.model.SerializeToString(deterministic=True) == theirs.model.SerializeToString(deterministic=True)
 
 
 def test_a_graph_that_drifts_as_a_whole_computes_in_fp32_and_says_so(caplog: pytest.LogCaptureFixture) -> None:

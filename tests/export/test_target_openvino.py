@@ -18,7 +18,7 @@ openvino = pytest.importorskip("openvino")
 
 from trrg_export import build, cli
 from trrg_export.parity import LIMITS, ParityReport, compare
-from trrg_export.precision.static import to_static
+from trrg_export.precision.static import tightened
 from trrg_export.targets import TARGETS
 from trrg_export.targets import openvino as target
 from trrg_sdk import Reporter
@@ -147,16 +147,31 @@ def test_bf16_without_a_processor_for_it_is_refused(
     export: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export("--bf16", "--target", "openvino") == 5
-    assert "expected OpenVINO to compute in bf16, got f32" in capsys.readouterr().err
+    assert "target openvino: bf16: expected a processor with bf16 arithmetic" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_eight_bits_of_weights_without_vnni_are_refused_before_the_work(
+    export: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "instructions", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(build, "pytorch_reference", None)  # not called
+    assert export("--int8-vnni", "--target", "openvino") == 5
+    assert "int8-vnni: expected a processor with VNNI (Linux: avx512_vnni or avx_vnni)" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def imitated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the processor has no bf16, what OpenVINO does instead stands in for it."""
+    if not HAS_BF16:
+        monkeypatch.setattr(backend, "unfit_reason", lambda _: None)
+        monkeypatch.setattr(backend, "_check_precision", lambda *_: None)
 
 
 def test_bf16_is_fp32_files_and_a_target_that_says_bf16(
     export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the processor has no bf16, OpenVINO's fp32 stands in for it: what is written does not depend on it."""
-    if not HAS_BF16:
-        monkeypatch.setattr(backend, "_check_precision", lambda *_: None)
+    imitated(monkeypatch)
     assert export("--bf16", "--target", "openvino") == 0
     manifest = Bundle.load(tmp_path / "bundle").manifest
     assert {graph.precision for graph in manifest.graphs.values()} == {"fp32"}
@@ -175,39 +190,43 @@ def test_bf16_is_fp32_files_and_a_target_that_says_bf16(
 def tolerant(monkeypatch: pytest.MonkeyPatch) -> None:
     """Int8 arithmetic flips clues of random weights, which the limits of a trained model would refuse."""
     loose = dataclasses.replace(LIMITS["int8"], clue_flips=1.0, label_agreement=0.0)
-    monkeypatch.setitem(build.LIMITS, "int8-bf16", loose)
-    monkeypatch.setitem(build.LIMITS, "int8", loose)
-    if not HAS_BF16:
-        monkeypatch.setattr(backend, "_check_precision", lambda *_: None)
+    for name in ("int8", "int8-bf16", "int8-vnni"):
+        monkeypatch.setitem(build.LIMITS, name, loose)
+    imitated(monkeypatch)
 
 
-def test_int8_with_bf16_is_another_vision_graph(export: Callable[..., int], tmp_path: Path, tolerant: None) -> None:
+@pytest.mark.parametrize("precision", ["int8-bf16", "int8-vnni"])
+def test_int8_for_vnni_is_another_vision_graph(
+    export: Callable[..., int], tmp_path: Path, tolerant: None, precision: str
+) -> None:
     """Its products are in int8 with all eight bits of their weights; ONNX Runtime's graph has seven."""
-    assert export("--int8-bf16", "--target", "openvino") == 0
+    if precision == "int8-vnni" and backend.unfit_reason(precision):
+        pytest.skip("this processor has no VNNI")
+    assert export(f"--{precision}", "--target", "openvino") == 0
     bundle = Bundle.load(tmp_path / "bundle")
     manifest = bundle.manifest
     assert {graph.precision for graph in manifest.graphs.values()} == {"int8"}
     own = manifest.targets["openvino-cpu"].graphs
     assert {name: (graph.precision, graph.file) for name, graph in own.items()} == {
-        "vision": ("int8-bf16", "graphs/openvino/vision.onnx")
+        "vision": (precision, "graphs/openvino/vision.onnx")
     }
     files = (manifest.graphs["vision"].file, own["vision"].file)
     seven, eight = (_int8_weights(bundle.folder / file) for file in files)
     assert seven.keys() & eight.keys(), "which ones drift depends on the form"
     assert max(np.abs(weight.astype(int)).max() for weight in seven.values()) == 64
     assert all(np.abs(weight.astype(int)).max() == 127 for weight in eight.values())
-    assert manifest.parity.keys() == {"int8", "int8-bf16 on openvino-cpu"}
-    assert manifest.parity["int8-bf16 on openvino-cpu"]["int8_drift"].keys() == {"vision"}
+    assert manifest.parity.keys() == {"int8", f"{precision} on openvino-cpu"}
+    assert manifest.parity[f"{precision} on openvino-cpu"]["int8_drift"].keys() == {"vision"}
     reporter = Reporter(bundle, device="openvino")
-    assert reporter._provenance().precision == "vision int8-bf16, clue_encoder int8, fusion int8, decoder int8"
+    assert reporter._provenance().precision == f"vision {precision}, clue_encoder int8, fusion int8, decoder int8"
 
 
 @pytest.mark.parametrize(
     ("agreements", "tried"),
-    [((1.0,), 1), ((0.9, 0.99, 1.0), 3), ((0.9, 0.9, 0.9, 0.9), 4)],
+    [((1.0,), 1), ((0.9, 0.99, 1.0), 3), ((0.9,) * 7, 7)],
     ids=["at once", "later", "never"],
 )
-def test_int8_with_bf16_is_tightened_until_no_label_flips(
+def test_int8_for_vnni_is_tightened_until_no_label_flips(
     export: Callable[..., int],
     tmp_path: Path,
     tolerant: None,
@@ -216,20 +235,23 @@ def test_int8_with_bf16_is_tightened_until_no_label_flips(
     tried: int,
 ) -> None:
     """What does not help within the limits is refused by the limit on labels alone, which is loose here."""
-    outcomes, limits = iter(agreements), list[float]()
+    outcomes, made = iter(agreements), list[Any]()
 
     def compared(*args: Any, **options: Any) -> ParityReport:
         report = compare(*args, **options)
         return dataclasses.replace(report, table={**report.table, "label_agreement": next(outcomes)})
 
-    def lowered(*graph: Any, limit: float, **options: Any) -> Any:
-        limits.append(limit)
-        return to_static(*graph, limit=limit, **options)
+    def lowered(*graph: Any, limits: tuple[float, ...], **options: Any) -> Iterator[Any]:
+        """Limits that this graph of random weights can hold, so that there is a next one."""
+        assert limits == target.DRIFT_LIMITS
+        for found in tightened(*graph, limits=[1.0] * len(limits), **options):
+            made.append(found)
+            yield found
 
     monkeypatch.setattr(target, "compare", compared)
-    monkeypatch.setattr(target, "to_static", lowered)
+    monkeypatch.setattr(target, "tightened", lowered)
     assert export("--int8-bf16", "--target", "openvino") == 0
-    assert limits == list(target.DRIFT_LIMITS[:tried])
+    assert len(made) == tried
     table: Any = Bundle.load(tmp_path / "bundle").manifest.parity["int8-bf16 on openvino-cpu"]
     assert table["label_agreement"] == agreements[-1]
 
@@ -237,20 +259,20 @@ def test_int8_with_bf16_is_tightened_until_no_label_flips(
 def test_a_drift_limit_that_was_asked_for_is_the_only_one(
     export: Callable[..., int], tolerant: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits: list[float] = []
+    asked: list[float] = []
 
-    def lowered(*graph: Any, limit: float, **options: Any) -> Any:
-        limits.append(limit)
-        return to_static(*graph, limit=limit, **options)
+    def lowered(*graph: Any, limits: tuple[float, ...], **options: Any) -> Iterator[Any]:
+        asked.extend(limits)
+        return tightened(*graph, limits=limits, **options)
 
     def compared(*args: Any, **options: Any) -> ParityReport:
         report = compare(*args, **options)
         return dataclasses.replace(report, table={**report.table, "label_agreement": 0.9})
 
     monkeypatch.setattr(target, "compare", compared)
-    monkeypatch.setattr(target, "to_static", lowered)
+    monkeypatch.setattr(target, "tightened", lowered)
     assert export("--int8-bf16", "--target", "openvino", "--value-limit", "0.5") == 0
-    assert limits == [0.5]
+    assert asked == [0.5]
 
 
 def _int8_weights(path: Path) -> dict[str, np.ndarray]:

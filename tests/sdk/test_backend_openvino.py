@@ -65,6 +65,13 @@ def bf16_bundle(precision: str = "bf16") -> Bundle:
     return replace(own, manifest=replace(own.manifest, targets={backend.TARGET: spec}))
 
 
+def imitated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the processor has no bf16, what OpenVINO does instead stands in for it."""
+    if not HAS_BF16:
+        monkeypatch.setattr(backend, "unfit_reason", lambda _: None)
+        monkeypatch.setattr(backend, "_check_precision", lambda *_: None)
+
+
 def test_it_has_the_names_of_a_backend(opened: backend.OpenVinoBackend) -> None:
     assert backend.__name__.rsplit(".", 1)[1] == backend.NAME == opened.name == opened.device
     assert backend.unavailable_reason() is None
@@ -104,7 +111,7 @@ def test_the_embedded_bundle_writes_the_same_report() -> None:
 
 
 def test_provenance_says_what_each_graph_computed_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_check_precision", lambda *_: None)  # the processor may have no bf16
+    imitated(monkeypatch)
     reporter = Reporter(bf16_bundle(), device="openvino")
     try:
         made = reporter.report(chest_bytes()).provenance
@@ -136,16 +143,38 @@ def test_nothing_is_left_to_openvino(bundle: Bundle, asked: list[dict[str, Any]]
 def test_bf16_comes_from_the_manifest_alone(
     asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    monkeypatch.setattr(backend, "_check_precision", lambda *_: None)
+    imitated(monkeypatch)
     open_graphs(backend.open_backend(threads=1), bf16_bundle(precision), THREE)
     assert [told["INFERENCE_PRECISION_HINT"] for told in asked] == [ov.Type.bf16] * 3
 
 
 @pytest.mark.skipif(HAS_BF16, reason="this processor has bf16")
 def test_bf16_that_the_processor_lacks_is_refused(opened: backend.OpenVinoBackend) -> None:
-    """OpenVINO itself computes in float32 then, and says so only when it is asked."""
-    with pytest.raises(DeviceError, match=r"vision\.onnx: expected OpenVINO to compute in bf16, got f32.*device cpu"):
+    """OpenVINO itself computes in float32 then, or imitates bf16 at many times the time."""
+    with pytest.raises(DeviceError, match=r"vision\.onnx: bf16: expected a processor with bf16 arith.*device cpu"):
         open_graphs(opened, bf16_bundle(), ["vision"])
+
+
+@pytest.mark.parametrize(
+    ("precision", "missing"), [("bf16", "bf16"), ("int8-bf16", "bf16"), ("int8-vnni", "VNNI"), ("int8", None)]
+)
+def test_arithmetic_that_the_processor_lacks_is_named(
+    opened: backend.OpenVinoBackend, monkeypatch: pytest.MonkeyPatch, precision: str, missing: str | None
+) -> None:
+    """A processor with AVX-512 and neither bf16 nor VNNI, on which OpenVINO would compute all of these."""
+    monkeypatch.setattr(backend, "instructions", lambda: frozenset({"avx2", "avx512f"}))
+    monkeypatch.setattr(ov.Core, "get_property", lambda *_: ["FP32", "INT8"])
+    if missing is None:
+        open_graphs(opened, bf16_bundle(precision), ["vision"])
+        return
+    with pytest.raises(DeviceError, match=rf"vision\.onnx: {precision}: expected a processor with {missing}"):
+        open_graphs(opened, bf16_bundle(precision), ["vision"])
+
+
+def test_vnni_of_either_kind_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("avx_vnni", "avx512_vnni"):
+        monkeypatch.setattr(backend, "instructions", lambda name=name: frozenset({"avx2", name}))
+        assert backend.unfit_reason("int8-vnni") is None
 
 
 @pytest.mark.skipif(not HAS_BF16, reason="this processor has no bf16")

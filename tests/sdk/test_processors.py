@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,11 +58,37 @@ def test_without_affinity_all_processors_count(machine: Path, monkeypatch: pytes
     assert processors.processors().threads == 8
 
 
-def test_doctor_says_what_was_found_and_chosen(machine: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """What Linux says of two processors."""
+    path = tmp_path / "cpuinfo"
+    path.write_text(
+        "processor\t: 0\nflags\t\t: fpu avx2 avx512_vnni\nbugs\t\t: none\n\nprocessor\t: 1\nflags\t\t: avx2\n"
+    )
+    monkeypatch.setattr(processors, "_CPUINFO", path)
+    processors.instructions.cache_clear()
+    yield path
+    processors.instructions.cache_clear()
+
+
+def test_instructions_are_those_of_the_first_processor(cpuinfo: Path) -> None:
+    assert processors.instructions() == {"fpu", "avx2", "avx512_vnni"}
+
+
+def test_instructions_that_the_system_does_not_tell(cpuinfo: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    cpuinfo.unlink()
+    assert processors.instructions() == frozenset()
+    assert main(["doctor"]) == 0
+    assert "arithmetic" in (text := capfd.readouterr().out)
+    assert "not known on this system" in text
+
+
+def test_doctor_says_what_was_found_and_chosen(machine: Path, cpuinfo: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (machine / "cpu.max").write_text("150000 100000")
     assert main(["doctor"]) == 0
     rows = dict(line.split("  ", maxsplit=1) for line in capfd.readouterr().out.splitlines() if "  " in line)
     assert rows["processors"].strip() == "8"
+    assert rows["arithmetic"].strip() == "avx2, avx512_vnni"
     assert rows["affinity"].strip() == "6 of them allowed"
     assert rows["physical cores"].strip() == "3 allowed"
     assert rows["container limit"].strip() == "1.5 processors"

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoModel, Trainer, ViTConfig
 
 from trrg_sdk.errors import UsageError
+from trrg_train import trainer
 from trrg_train.config import OptimConfig
 from trrg_train.draws import Draws
 from trrg_train.models.trrg import Prompt, Trrg
@@ -32,6 +33,23 @@ def model(tiny_config):
     model = Trrg(dataclasses.replace(tiny_config, lora_rank=2), vocab_size=99, prompt=Prompt((1,), (1,)))
     model.vit = AutoModel.from_config(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
     return model
+
+
+@pytest.mark.parametrize(
+    ("precision", "found", "warned"),
+    [
+        ("bf16", {"avx2", "avx512f"}, True),
+        ("bf16", {"avx512f", "avx512_bf16"}, False),
+        ("bf16", set(), False),
+        ("fp32", {"avx2"}, False),
+    ],
+    ids=["imitated", "there", "not known", "not asked for"],
+)
+def test_bf16_that_the_processor_imitates_is_said(monkeypatch, caplog, tmp_path, precision, found, warned):
+    monkeypatch.setattr(trainer, "instructions", lambda: frozenset(found))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    training_arguments(OptimConfig(1, 4, 1e-3, precision=precision), tmp_path, seed=1)
+    assert ("imitates" in caplog.text) == warned
 
 
 def test_only_weights_of_layers_decay(model, tmp_path):

@@ -34,30 +34,28 @@ import logging
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, shape_inference
 
-from trrg_export.hollow import Contents, check, is_hollow, with_weights_outside, without_weights
+from trrg_export.hollow import check, is_hollow, with_weights_outside
 from trrg_export.memory import few_runs, released
+from trrg_export.precision.drift import Drift, Source
 from trrg_export.precision.int8 import quantize_weights
-from trrg_export.precision.layers import relative_gap
 from trrg_export.precision.lowered import (
     FP32_SHARE,
     Hopeless,
     LoweredGraph,
     Lowering,
     kept_layers,
-    named,
     settle,
 )
-from trrg_export.precision.sections import Array, Feed
+from trrg_export.precision.sections import Feed
 from trrg_export.to_onnx import INLINE_LIMIT, clean, quiet, weight_bytes
-from trrg_sdk.backends.ort_session import open_session
 
 DRIFT_LIMIT = 0.04
 """Twenty roundings (half of 1/255 of the range each) one after the other, as many as ``parity.LIMITS`` gives fp16."""
@@ -115,22 +113,61 @@ def to_static(
     Returns:
         A checked graph, the same for the same input. One that cannot hold the limit computes in fp32 and says so.
     """
-    source, bound = _Source.of(model, outside), DRIFT_LIMIT if limit is None else limit
+    bound = DRIFT_LIMIT if limit is None else limit
+    return next(tightened(model, feeds, label=label, limits=(bound,), form=form, outside=outside))
+
+
+def tightened(
+    model: onnx.ModelProto,
+    feeds: Sequence[Feed],
+    *,
+    label: str,
+    limits: Sequence[float],
+    form: Form = ANYWHERE,
+    outside: Path | None = None,
+) -> Iterator[LoweredGraph]:
+    """Turn a graph into int8 within one limit after another; what was measured for one serves the next.
+
+    Args:
+        model: As in :func:`to_static`.
+        feeds: As there.
+        label: As there.
+        limits: Falling; at least one.
+        form: As there.
+        outside: As there.
+
+    Yields:
+        What :func:`to_static` gives for each limit, and nothing after a graph that computes in fp32.
+    """
+    source = Source.of(model, outside)
     if weight_bytes(model, outside=True) >= INLINE_LIMIT:
-        return _reported(label, _left(source, (), "a graph above 2 GiB is not calibrated", form))
-    trial = _Trial(source, feeds, bound, form)
-    lowering = Lowering("int8", trial.convert, trial.judge, bound, as_bad=1.0, reason=_REASON)
-    found = settle(source.light, {**dict.fromkeys(form.floating, _ASKED), **trial.blind}, lowering)
-    if isinstance(found, Hopeless):
-        _LOG.info(
-            "%s: %s drifts by %.3g in int8, the limit is %g, and more than %d %% of the weights would have to stay in "
-            "fp32; the whole graph does%s",
-            *(label, found.output, found.drift, bound, 100 * FP32_SHARE),
-            ", its weights are only stored in int8" if form.stored else "",
-        )
-        why = f"the graph drifts by more than {bound:g} unless most of it does"
-        found = _left(source, feeds, why, form)
-    return _reported(label, found)
+        yield _reported(label, _left(source, (), "a graph above 2 GiB is not calibrated", form))
+        return
+    trial = _Trial(source, feeds, form)
+    kept = {**dict.fromkeys(form.floating, _ASKED), **trial.blind}
+    for limit in limits:
+        judge = partial(trial.judge, bound=limit)
+        found = settle(source.light, kept, Lowering("int8", trial.convert, judge, limit, as_bad=1.0, reason=_REASON))
+        if isinstance(found, Hopeless):
+            yield _reported(label, _floating(found, source, feeds, label=label, limit=limit, form=form))
+            return
+        kept = {layer.name: layer.reason for layer in found.kept}
+        made = [_reported(label, found)]
+        del found  # who takes it may let it go before the next one is made
+        yield made.pop()
+
+
+def _floating(
+    found: Hopeless, source: Source, feeds: Sequence[Feed], *, label: str, limit: float, form: Form
+) -> LoweredGraph:
+    """Say that a graph cannot hold a limit, and let it compute in fp32."""
+    _LOG.info(
+        "%s: %s drifts by %.3g in int8, the limit is %g, and more than %d %% of the weights would have to stay in "
+        "fp32; the whole graph does%s",
+        *(label, found.output, found.drift, limit, 100 * FP32_SHARE),
+        ", its weights are only stored in int8" if form.stored else "",
+    )
+    return _left(source, feeds, f"the graph drifts by more than {limit:g} unless most of it does", form)
 
 
 def store_weights(
@@ -147,36 +184,15 @@ def store_weights(
     Returns:
         A checked graph.
     """
-    return _left(_Source.of(model, outside), feeds, why, ANYWHERE)
+    return _left(Source.of(model, outside), feeds, why, ANYWHERE)
 
 
-def _left(source: _Source, feeds: Sequence[Feed], why: str, form: Form) -> LoweredGraph:
+def _left(source: Source, feeds: Sequence[Feed], why: str, form: Form) -> LoweredGraph:
     """Put nothing into int8 arithmetic."""
-    drift = _Drift(source, feeds) if feeds else None
+    drift = Drift(source, feeds) if feeds else None
     stored = _finished(_own(source.light), source.weights, form)
     kept = kept_layers(source.light, dict.fromkeys(_products(source.light), why))
     return LoweredGraph("int8", stored, kept, drift.of(stored) if drift else {}, "")
-
-
-class _Source(NamedTuple):
-    """A graph that is in memory once, whatever is made of it.
-
-    Attributes:
-        light: Its nodes have names of their own, its large weights are hollow.
-        weights: All initializers by name, with their contents.
-    """
-
-    light: onnx.ModelProto
-    weights: Contents
-
-    @classmethod
-    def of(cls, model: onnx.ModelProto, outside: Path | None) -> _Source:
-        return cls(named(without_weights(model)), Contents(model, outside))
-
-    def inputs(self) -> dict[str, Array]:
-        """The large weights, for :func:`with_weights_outside`: what ONNX Runtime is fed with it does not copy."""
-        names = [tensor.name for tensor in self.light.graph.initializer if is_hollow(tensor)]
-        return {name: self.weights.array(name) for name in names}
 
 
 class _Trial:
@@ -186,13 +202,13 @@ class _Trial:
         blind: Product → why it has no range to quantize with.
     """
 
-    def __init__(self, source: _Source, feeds: Sequence[Feed], bound: float, form: Form) -> None:
-        self._source, self._feeds, self._bound, self._form = source, feeds, bound, form
+    def __init__(self, source: Source, feeds: Sequence[Feed], form: Form) -> None:
+        self._source, self._feeds, self._form = source, feeds, form
         self._products = _products(source.light)
         with released():
             self._ranges = _calibrated(source, feeds)
         self.blind = _without_range(self._products, self._ranges)
-        self._drift = _Drift(source, feeds)
+        self._drift = Drift(source, feeds)
         self._alone: dict[str, float] = {}
 
     def convert(self, kept: Mapping[str, str]) -> onnx.ModelProto:
@@ -200,13 +216,15 @@ class _Trial:
             quantized = _own(self._quantized(self._products.keys() - kept.keys()))
         return _finished(quantized, self._source.weights, self._form)
 
-    def judge(self, model: onnx.ModelProto, kept: Mapping[str, str]) -> tuple[dict[str, float], dict[str, float]]:
+    def judge(
+        self, model: onnx.ModelProto, kept: Mapping[str, str], bound: float
+    ) -> tuple[dict[str, float], dict[str, float]]:
         """Drift, and where it is too large what each product does alone; that is measured once, on a few feeds."""
         drift = self._drift.of(model)
-        if all(value <= self._bound for value in drift.values()):
+        if all(value <= bound for value in drift.values()):
             return drift, {}
         if not self._alone:
-            few = _Drift(self._source, self._feeds[:: -(-len(self._feeds) // _TRIED)])
+            few = Drift(self._source, self._feeds[:: -(-len(self._feeds) // _TRIED)])
             weights = self._source.inputs()
             for name in self._products.keys() - self.blind.keys():
                 self._alone[name] = max(few.of(self._quantized({name}), weights).values())
@@ -214,35 +232,6 @@ class _Trial:
 
     def _quantized(self, products: Collection[str]) -> onnx.ModelProto:
         return _quantized(self._source, products, self._ranges, self._form)
-
-
-class _Drift:
-    """How far the outputs of other graphs are from those of an original."""
-
-    def __init__(self, source: _Source, feeds: Sequence[Feed]) -> None:
-        self._names = [output.name for output in source.light.graph.output]
-        self._feeds = feeds
-        self._wanted = list(self._outputs(source.light, source.inputs()))
-
-    def of(self, model: onnx.ModelProto, weights: Feed = MappingProxyType({})) -> dict[str, float]:
-        """Output → its largest difference over all feeds, as :class:`LoweredGraph` has it.
-
-        Args:
-            model: Some of its weights may be hollow.
-            weights: Those, and others.
-        """
-        found = dict.fromkeys(self._names, 0.0)
-        for wanted, got in zip(self._wanted, self._outputs(model, weights), strict=True):
-            for name, expected, value in zip(self._names, wanted, got, strict=True):
-                found[name] = max(found[name], relative_gap(expected, value))
-        return found
-
-    def _outputs(self, model: onnx.ModelProto, weights: Feed) -> Iterator[list[Array]]:
-        outside = with_weights_outside(model)
-        session = open_session(outside.SerializeToString(), model.graph.name, "cpu", 0)
-        hollow = {value.name: weights[value.name] for value in outside.graph.input if value.name in weights}
-        for feed in self._feeds:
-            yield session.run(self._names, {**feed, **hollow})
 
 
 def _reported(label: str, graph: LoweredGraph) -> LoweredGraph:
@@ -261,7 +250,7 @@ def _products(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     }
 
 
-def _calibrated(source: _Source, feeds: Sequence[Feed]) -> Any:
+def _calibrated(source: Source, feeds: Sequence[Feed]) -> Any:
     """Run the feeds; the library's ranges of all tensors around its operators."""
     from onnxruntime import InferenceSession
     from onnxruntime.quantization.calibrate import MinMaxCalibrater
@@ -312,7 +301,7 @@ def _without_range(products: Mapping[str, onnx.NodeProto], ranges: Any) -> dict[
     }
 
 
-def _quantized(source: _Source, products: Collection[str], ranges: Any, form: Form) -> onnx.ModelProto:
+def _quantized(source: Source, products: Collection[str], ranges: Any, form: Form) -> onnx.ModelProto:
     """Put the named products into int8; the large weights that they do not read stay hollow."""
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer

@@ -2,9 +2,9 @@
 
 The names of a target module are ``NAME`` (of the option ``--target``), ``TARGET`` (of the manifest), ``PRECISIONS``
 (of bundles that can have it), ``PACKAGES`` (distributions that make it, beside those of every export),
-``unavailable_reason() -> str | None`` and ``add(site: ProvenSite) -> TargetSpec``: it writes what the target needs
-beside the bundle's own graphs, tries it as far as this machine can, and raises
-:class:`~trrg_export.parity.ParityError` where it does not do what PyTorch does.
+``unavailable_reason(precision: str) -> str | None`` (of bundles of that precision, on this machine) and
+``add(site: ProvenSite) -> TargetSpec``: it writes what the target needs beside the bundle's own graphs, tries it as
+far as this machine can, and raises :class:`~trrg_export.parity.ParityError` where it does not do what PyTorch does.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ PRECISIONS = tuple(LIMITS)
 PACKAGES: tuple[str, ...] = ()
 
 
-def unavailable_reason() -> str | None:
+def unavailable_reason(_precision: str) -> str | None:
     """Say why graphs cannot be tried on this runtime here, or return ``None`` when they can."""
     return backend.unavailable_reason()
 

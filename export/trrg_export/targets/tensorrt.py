@@ -13,7 +13,7 @@ PRECISIONS = tuple(FORMS)
 PACKAGES: tuple[str, ...] = (LIBRARIES[NAME].package,)
 
 
-def unavailable_reason() -> str | None:
+def unavailable_reason(_precision: str) -> str | None:
     """Say why no engine can be built here, or return ``None``."""
     return LIBRARIES[NAME].unavailable_reason()
 

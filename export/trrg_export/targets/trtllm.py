@@ -35,7 +35,7 @@ _DTYPES = {"fp32": torch.float32}  # any other precision: float16, which TensorR
 _LIMITS = {torch.float32: 1e-3, torch.float16: 2e-2}  # of logits, times the largest where that is above 1
 
 
-def unavailable_reason() -> str | None:
+def unavailable_reason(_precision: str) -> str | None:
     """Return ``None``: what is written needs nothing that an export does not have."""
     return None
 
