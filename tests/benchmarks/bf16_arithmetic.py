@@ -1,8 +1,9 @@
-"""What bf16 does to labels, computed by PyTorch and, where the processor has it, by OpenVINO in the vision encoder.
+"""What bf16 and int8 do to labels: by PyTorch in bf16, and by OpenVINO in what this processor computes.
 
 The checkpoint's parity studies go through the gate of ``trrg-export --bf16``, with PyTorch's bf16 in the three graphs
 in place of OpenVINO's. It is the same arithmetic (products of bf16 numbers, summed in fp32) but not the same kernels:
-where OpenVINO rounds in between is its own affair.
+where OpenVINO rounds in between is its own affair. Then the vision encoder alone goes through OpenVINO, as the export
+for it makes it at each of its drift limits, and all else is in fp32.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 import openvino
 import torch
 from numpy.typing import NDArray
@@ -21,7 +23,7 @@ from torch import nn
 
 from trrg_export.build import ExportOptions, export_bundle
 from trrg_export.parity import LIMITS, Exported, compare
-from trrg_export.precision.static import VNNI, to_static
+from trrg_export.precision.static import VNNI, tightened
 from trrg_export.reference import Reference, run_pytorch
 from trrg_export.targets.openvino import DRIFT_LIMITS
 from trrg_export.to_onnx import GraphPlan, checkpoint_plans, export_graph, save
@@ -82,8 +84,27 @@ class TorchBackend:
         return self._inner.decoder(path, spec)
 
 
-def outcomes(checkpoint: Path) -> dict[str, Mapping[str, Any]]:
-    """The gate's table of each kind of bf16; nothing is refused.
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a form did.
+
+    Attributes:
+        table: The gate's.
+        failures: Limits of the gate that it passes.
+        precision: Of the vision graph on OpenVINO; empty for PyTorch.
+        floating: How many of its products are not in int8.
+        products: How many it has.
+    """
+
+    table: Mapping[str, Any]
+    failures: Sequence[str]
+    precision: str = ""
+    floating: int = 0
+    products: int = 0
+
+
+def outcomes(checkpoint: Path) -> dict[str, Outcome]:
+    """What each form did; nothing is refused.
 
     Args:
         checkpoint: Of stage 2.
@@ -91,7 +112,7 @@ def outcomes(checkpoint: Path) -> dict[str, Mapping[str, Any]]:
     loaded = load_checkpoint(checkpoint)
     planned = checkpoint_plans(loaded, loaded.trrg)
     reference = run_pytorch(loaded, loaded.parity_pixels())
-    tables: dict[str, Mapping[str, Any]] = {}
+    found: dict[str, Outcome] = {}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "bundle"
         export_bundle(checkpoint, out, ExportOptions(studies=1))
@@ -99,36 +120,50 @@ def outcomes(checkpoint: Path) -> dict[str, Mapping[str, Any]]:
             backend = TorchBackend(planned, rounded=name == ROUNDED)
             exported = Exported(Bundle.load(out), "bf16", backend)
             report = compare(exported, planned, reference, limits=LIMITS["bf16"])
-            tables[name] = {**report.table, "failures": report.failures}
-        if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            tables |= encoder_outcomes(Bundle.load(out), planned, reference)
-    return tables
+            found[name] = Outcome(report.table, report.failures)
+        return found | encoder_outcomes(Bundle.load(out), planned, reference)
 
 
-def encoder_outcomes(
-    bundle: Bundle, planned: tuple[GraphPlan, ...], reference: Reference
-) -> dict[str, Mapping[str, Any]]:
-    """The gate's table of each form of the vision encoder on OpenVINO; all else is in fp32.
+def encoder_outcomes(bundle: Bundle, planned: tuple[GraphPlan, ...], reference: Reference) -> dict[str, Outcome]:
+    """What each form of the vision encoder did on OpenVINO.
 
     Args:
-        bundle: In fp32; its folder gets another file.
+        bundle: In fp32; its folder gets other files.
         planned: Its graphs in PyTorch.
         reference: What they give.
     """
     own = bundle.manifest.graphs["vision"]
-    forms = {"bf16": ("bf16", own.file)}
+    able = [name for name in ("bf16", backend.INT8_BF16, backend.INT8_VNNI) if backend.unfit_reason(name) is None]
+    found = {}
+    if "bf16" in able:
+        found["vision encoder in bf16, OpenVINO"] = _outcome(bundle, own.file, "bf16", planned, reference)
     graph, feeds = export_graph(planned[0]), reference.feeds()["vision"]
-    for limit in DRIFT_LIMITS:
-        file = f"vision.{limit}.onnx"
-        found = to_static(graph, feeds, label="vision", limit=limit, form=VNNI)
-        save(found.model, bundle.folder / file)
-        forms[f"int8-bf16, drift at most {limit}: {len(found.kept)} products in bf16"] = (backend.INT8_BF16, file)
-    tables: dict[str, Mapping[str, Any]] = {}
-    for name, (precision, file) in forms.items():
-        vision = dataclasses.replace(own, file=file, precision=precision)
-        target = TargetSpec(backend.NAME, openvino.__version__, {"vision": vision}, ())
-        manifest = dataclasses.replace(bundle.manifest, targets={backend.TARGET: target})
-        exported = Exported(dataclasses.replace(bundle, manifest=manifest), precision, backend.open_backend())
-        report = compare(exported, planned, reference, limits=LIMITS[precision])
-        tables[f"vision encoder in {name}, OpenVINO"] = {**report.table, "failures": report.failures}
-    return tables
+    products = len(weighted_products(graph))
+    for form in tightened(graph, feeds, label="vision", limits=DRIFT_LIMITS, form=VNNI):
+        file, drift = f"vision.{len(form.kept)}.onnx", max(form.drift.values())
+        save(form.model, bundle.folder / file)
+        for precision in able:
+            if precision != "bf16":
+                made = _outcome(bundle, file, precision, planned, reference)
+                name = (
+                    f"vision encoder in {precision}, {len(form.kept)} products in floats, drift {drift:.3f}, OpenVINO"
+                )
+                found[name] = dataclasses.replace(made, floating=len(form.kept), products=products)
+    return found
+
+
+def weighted_products(model: onnx.ModelProto) -> list[str]:
+    """Name the convolutions and products with weights, in the graph's order."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [n.name for n in model.graph.node if n.op_type in ("Conv", "MatMul", "Gemm") and n.input[1] in weights]
+
+
+def _outcome(
+    bundle: Bundle, file: str, precision: str, planned: tuple[GraphPlan, ...], reference: Reference
+) -> Outcome:
+    vision = dataclasses.replace(bundle.manifest.graphs["vision"], file=file, precision=precision)
+    target = TargetSpec(backend.NAME, openvino.__version__, {"vision": vision}, ())
+    manifest = dataclasses.replace(bundle.manifest, targets={backend.TARGET: target})
+    exported = Exported(dataclasses.replace(bundle, manifest=manifest), precision, backend.open_backend())
+    report = compare(exported, planned, reference, limits=LIMITS[precision])
+    return Outcome(report.table, report.failures, precision)

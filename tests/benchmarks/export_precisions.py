@@ -98,8 +98,8 @@ def bundle_rows(checkpoint: Path, folder: Path, precision: str, reference: Refer
 
 
 def usable(target: str, precision: str) -> bool:
-    """Whether a target can be built here, in this precision."""
-    return TARGETS[target].unavailable_reason(precision) is None and precision in allowed_precisions(("ort", target))
+    """Whether a target is here and has this precision; where the processor lacks its arithmetic the row will say so."""
+    return TARGETS[target].unavailable_reason("fp32") is None and precision in allowed_precisions(("ort", target))
 
 
 def target_row(bundle: Bundle, manifest: Manifest, precision: str, name: str, reference: Reference) -> Row:
@@ -190,8 +190,7 @@ def page_of(loaded: Checkpoint, rows: list[Row], *, turns: int, threads: int) ->
     """The lines of the page."""
     size: Mapping[str, int] = {"studies": len(loaded.parity_pixels())}
     yield "# What each precision costs and keeps\n\nMade by (do not edit):\n\n```bash"
-    yield "python tests/benchmarks/export_precisions.py runs/mini/stage2 \\"
-    yield "    --write tests/benchmarks/results/export_precisions.md\n```\n"
+    yield f"python tests/benchmarks/export_precisions.py {' '.join(sys.argv[1:])}\n```\n"
     yield (__doc__ or "").split("\n\n", 2)[2]
     yield f"`{loaded.config.name}`, {size['studies']} held-out studies compared, {turns} turns, {threads} threads. "
     yield from machine(("torch", "transformers", "onnxruntime", "onnxruntime-genai"))

@@ -146,3 +146,14 @@ def _console(page: Path) -> list[str]:
     done = subprocess.run([*command, shot, page.as_uri()], capture_output=True, text=True, timeout=120)
     assert page.with_suffix(".png").stat().st_size
     return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def test_a_thumbnail_keeps_black_white_and_all_between() -> None:
+    ramp = np.linspace(0, 1, 1200, dtype=np.float32)
+    for pixels in (np.tile(ramp, (900, 1)), np.tile(ramp, (900, 1))[:, ::2]):
+        small = np.asarray(Image.open(io.BytesIO(card.thumbnail(pixels))), dtype=float)
+        assert min(small.shape) in range(250, 601)
+        assert np.abs(small.mean(axis=0) - np.linspace(0, 255, small.shape[1])).max() < 3
+    for grey in (0.0, 1.0):
+        flat = np.asarray(Image.open(io.BytesIO(card.thumbnail(np.full((400, 400), grey, np.float32)))))
+        assert np.abs(flat.astype(int) - 255 * grey).max() <= 1
