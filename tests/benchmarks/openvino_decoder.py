@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trrg_sdk.backends.checks import check_embeds
+from trrg_sdk.backends.openvino import unfit_reason
+from trrg_sdk.errors import DeviceError
 from trrg_sdk.manifest import DecoderSpec, TensorSpec
 
 
@@ -39,9 +41,9 @@ class OpenVinoDecoder:
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,
         }
+        if reason := unfit_reason(precision):
+            raise DeviceError(reason)
         compiled = openvino.Core().compile_model(path, "CPU", properties)
-        if compiled.get_property("INFERENCE_PRECISION_HINT") != wanted:
-            raise SystemExit(f"{precision}: this processor has no such arithmetic")
         self._requests = [compiled.create_infer_request() for _ in range(2)]
         self._spec = spec
         self._names = [port.any_name for port in compiled.inputs]
