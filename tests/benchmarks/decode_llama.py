@@ -27,7 +27,8 @@ _SETTINGS = (
     "with the matrix of the logits. genai has past and present in one buffer and threads that spin, its default. "
     "llama.cpp computes through its C interface with its greedy sampler, compiled for this processor. OpenVINO GenAI "
     "has its stateful backend (the paged one refuses this graph), keys and values in 8 bits, its default, and "
-    "activations in bf16 but for fp32, where the processor has it. Hugging Face is `generate` with its dynamic cache, uncompiled."
+    "activations in bf16 but for fp32, where the processor has it. Hugging Face is `generate` with its dynamic cache, "
+    "uncompiled."
 )
 REFERENCE = ("Hugging Face generate, eager", "fp32")
 
