@@ -221,7 +221,7 @@ def test_int8_is_what_tensorrt_reads(site_of: Any, tmp_path: Path) -> None:
     assert {engine.graph for engine in spec.engines} == set(GRAPH_NAMES)
 
 
-@pytest.mark.skipif(tensorrt.unavailable_reason() is None, reason="TensorRT and a GPU are here")
+@pytest.mark.skipif(tensorrt.unavailable_reason("fp16") is None, reason="TensorRT and a GPU are here")
 def test_an_unavailable_target_is_exit_5_and_one_sentence(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="target tensorrt: .*(pip install tensorrt|no NVIDIA GPU)") as caught:
         build.export_bundle(tiny_checkpoint, tmp_path / "b", build.ExportOptions(targets=("ort", "tensorrt")))
