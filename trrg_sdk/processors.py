@@ -12,6 +12,11 @@ _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 _CPUINFO = Path("/proc/cpuinfo")
 _CONTAINER = Path("/sys/fs/cgroup/cpu.max")
 
+BF16 = frozenset({"avx512_bf16", "amx_bf16"})
+"""Instructions of which one is needed to compute in bf16: without them libraries imitate it, many times slower."""
+VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+"""Those without which sums of products of eight bits saturate; a processor with bf16 has one of them."""
+
 
 class Processors(NamedTuple):
     """What this process may use.

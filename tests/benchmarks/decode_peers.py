@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from trrg_sdk.manifest import DecoderSpec
-from trrg_sdk.processors import instructions
+from trrg_sdk.processors import BF16, instructions
 
 POSITIONS = 512
 
@@ -310,7 +310,7 @@ def arms(folder: Path, spec: DecoderSpec, *, threads: int) -> list[Arm]:
         cpp = partial(LlamaCpp, folder / "gguf" / f"{kind}.gguf", threads=threads)
         found.append(Arm("llama.cpp", kind, f"gguf/{kind}", cpp, ("llama-cpp-python",)))
     # Asked for bf16 on a processor without it, OpenVINO imitates it at many times the time.
-    best = "bf16" if instructions() & {"avx512_bf16", "amx_bf16"} else "f32"
+    best = "bf16" if instructions() & BF16 else "f32"
     for kind, hint in (("fp32", "f32"), ("bf16", "bf16"), ("int8", best), ("int4", best)):
         if best != "bf16" and kind == "bf16":
             continue

@@ -16,6 +16,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime_genai")
 openvino = pytest.importorskip("openvino")
 
+from tests.sdk.imitated_bf16 import HAS_BF16, imitated
 from trrg_export import build, cli
 from trrg_export.parity import LIMITS, ParityReport, compare
 from trrg_export.precision.static import tightened
@@ -29,7 +30,6 @@ from trrg_sdk.manifest import Manifest
 pytestmark = pytest.mark.torch
 
 Traced = Callable[[Callable[[str, Any], None]], None]
-HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 @pytest.fixture
@@ -161,13 +161,6 @@ def test_eight_bits_of_weights_without_vnni_are_refused_before_the_work(
     assert not list(tmp_path.iterdir())
 
 
-def imitated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the processor has no bf16, what OpenVINO does instead stands in for it."""
-    if not HAS_BF16:
-        monkeypatch.setattr(backend, "unfit_reason", lambda _: None)
-        monkeypatch.setattr(backend, "_check_precision", lambda *_: None)
-
-
 def test_bf16_is_fp32_files_and_a_target_that_says_bf16(
     export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,8 +193,6 @@ def test_int8_for_vnni_is_another_vision_graph(
     export: Callable[..., int], tmp_path: Path, tolerant: None, precision: str
 ) -> None:
     """Its products are in int8 with all eight bits of their weights; ONNX Runtime's graph has seven."""
-    if precision == "int8-vnni" and backend.unfit_reason(precision):
-        pytest.skip("this processor has no VNNI")
     assert export(f"--{precision}", "--target", "openvino") == 0
     bundle = Bundle.load(tmp_path / "bundle")
     manifest = bundle.manifest

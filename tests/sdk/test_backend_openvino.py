@@ -17,6 +17,7 @@ ov = pytest.importorskip("openvino")
 pytest.importorskip("onnxruntime")
 
 from tests.sdk.chest_dicom import chest_bytes
+from tests.sdk.imitated_bf16 import HAS_BF16, imitated
 from trrg_sdk import Clue, Reporter
 from trrg_sdk.backends import open_backend, open_decoder, open_graphs
 from trrg_sdk.backends import openvino as backend
@@ -30,7 +31,6 @@ HERE = Path(__file__).parent
 TINY = HERE / "tiny_bundle"
 EXPECTED = np.load(HERE / "tiny_bundle_expected.npz")  # what torch computed with the same weights
 THREE = ("vision", "clue_encoder", "fusion")
-HAS_BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +63,6 @@ def bf16_bundle(precision: str = "bf16") -> Bundle:
     graphs = {name: replace(own.manifest.graphs[name], precision=precision) for name in THREE}
     spec = TargetSpec("openvino", "1", graphs=graphs, engines=())
     return replace(own, manifest=replace(own.manifest, targets={backend.TARGET: spec}))
-
-
-def imitated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the processor has no bf16, what OpenVINO does instead stands in for it."""
-    if not HAS_BF16:
-        monkeypatch.setattr(backend, "unfit_reason", lambda _: None)
-        monkeypatch.setattr(backend, "_check_precision", lambda *_: None)
 
 
 def test_it_has_the_names_of_a_backend(opened: backend.OpenVinoBackend) -> None:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Subset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trrg_sdk.errors import UsageError
-from trrg_sdk.processors import instructions
+from trrg_sdk.processors import BF16, instructions
 from trrg_train.config import LAST, OptimConfig
 from trrg_train.distributed import mean_over_processes
 from trrg_train.draws import Draw, Draws
@@ -83,7 +83,7 @@ def training_arguments(
 def _warn_of_imitation() -> None:
     """PyTorch takes bf16 on any processor: without bf16 stage 1 of the mini model took 2.7 times as long as in fp32."""
     found = instructions()
-    if found and not found & {"avx512_bf16", "amx_bf16"} and not torch.accelerator.is_available():
+    if found and not found & BF16 and not torch.accelerator.is_available():
         log.warning('precision = "bf16": this processor has no bf16 and imitates it, slowly; "fp32" is faster here')
 
 

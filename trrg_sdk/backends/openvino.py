@@ -6,10 +6,10 @@ many positions at once; there OpenVINO is, on a processor that multiplies in bf1
 
 OpenVINO guesses where this runtime must know, so what it could guess is said or refused: the precision, which is also
 asked back, as is what the processor has (by itself OpenVINO takes bf16 where the processor has it; asked for bf16
-elsewhere it computes in float32 without a word, or with AVX-512 imitates bf16: Swin-B took 17 s in place of 0.3 s on a
-Cascade Lake), the quantization of activations, and the inputs (it reshapes and converts arrays, computes
-with sizes that contradict each other, and takes the arrays of the run before for missing ones). Its telemetry belongs
-to its model converter, which is never called here.
+elsewhere it computes in float32 without a word, or with AVX-512 imitates bf16: before this was refused, Swin-B took
+17 s in place of 0.3 s on a Cascade Lake), the quantization of activations, and the inputs (it reshapes and converts
+arrays, computes with sizes that contradict each other, and takes the arrays of the run before for missing ones). Its
+telemetry belongs to its model converter, which is never called here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from trrg_sdk.backends.checks import check_inputs
 from trrg_sdk.backends.ort_decoder import OrtDecoder
 from trrg_sdk.errors import BundleError, DeviceError, UsageError
 from trrg_sdk.manifest import DecoderSpec, GraphSpec, Manifest, TensorSpec
-from trrg_sdk.processors import instructions, physical_cores
+from trrg_sdk.processors import VNNI, instructions, physical_cores
 
 NAME = "openvino"
 TARGET = "openvino-cpu"
@@ -39,8 +39,6 @@ INT8_BF16 = "int8-bf16"
 INT8_VNNI = "int8-vnni"
 BF16 = ("bf16", INT8_BF16)
 """Precisions in which this computes in bfloat16 what a graph does not do in integers."""
-VNNI = frozenset({"avx512_vnni", "avx_vnni"})
-"""Instructions without which the sums of products of eight bits saturate; a processor with bf16 has them too."""
 _INSTALL = "Install it: pip install 'trrg-sdk[cpu,openvino]'"
 _BATCH = "batch"
 _DTYPES = {"f32": "float32", "f16": "float16", "i64": "int64"}

@@ -1,0 +1,17 @@
+"""bf16 in tests on OpenVINO, also where the processor has none: what is written does not depend on it."""
+
+from __future__ import annotations
+
+import openvino
+import pytest
+
+from trrg_sdk.backends import openvino as backend
+
+HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def imitated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the processor has no bf16, what OpenVINO does instead stands in for it."""
+    if not HAS_BF16:
+        monkeypatch.setattr(backend, "unfit_reason", lambda _: None)
+        monkeypatch.setattr(backend, "_check_precision", lambda *_: None)
