@@ -16,7 +16,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime_genai")
 openvino = pytest.importorskip("openvino")
 
-from tests.sdk.imitated_bf16 import HAS_BF16, imitated
+from tests.sdk.imitated_bf16 import HAS_BF16, computed_in_fp32
 from trrg_export import build, cli
 from trrg_export.parity import LIMITS, ParityReport, compare
 from trrg_export.precision.static import tightened
@@ -164,7 +164,7 @@ def test_eight_bits_of_weights_without_vnni_are_refused_before_the_work(
 def test_bf16_is_fp32_files_and_a_target_that_says_bf16(
     export: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    imitated(monkeypatch)
+    computed_in_fp32(monkeypatch)
     assert export("--bf16", "--target", "openvino") == 0
     manifest = Bundle.load(tmp_path / "bundle").manifest
     assert {graph.precision for graph in manifest.graphs.values()} == {"fp32"}
@@ -185,7 +185,7 @@ def tolerant(monkeypatch: pytest.MonkeyPatch) -> None:
     loose = dataclasses.replace(LIMITS["int8"], clue_flips=1.0, label_agreement=0.0)
     for name in ("int8", "int8-bf16", "int8-vnni"):
         monkeypatch.setitem(build.LIMITS, name, loose)
-    imitated(monkeypatch)
+    computed_in_fp32(monkeypatch)
 
 
 @pytest.mark.parametrize("precision", ["int8-bf16", "int8-vnni"])

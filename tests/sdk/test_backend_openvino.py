@@ -17,7 +17,7 @@ ov = pytest.importorskip("openvino")
 pytest.importorskip("onnxruntime")
 
 from tests.sdk.chest_dicom import chest_bytes
-from tests.sdk.imitated_bf16 import HAS_BF16, imitated
+from tests.sdk.imitated_bf16 import HAS_BF16, computed_in_fp32, imitated
 from trrg_sdk import Clue, Reporter
 from trrg_sdk.backends import open_backend, open_decoder, open_graphs
 from trrg_sdk.backends import openvino as backend
@@ -104,7 +104,7 @@ def test_the_embedded_bundle_writes_the_same_report() -> None:
 
 
 def test_provenance_says_what_each_graph_computed_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    imitated(monkeypatch)
+    computed_in_fp32(monkeypatch)
     reporter = Reporter(bf16_bundle(), device="openvino")
     try:
         made = reporter.report(chest_bytes()).provenance
