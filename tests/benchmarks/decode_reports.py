@@ -240,7 +240,7 @@ def open_iu(folder: Path, name: str, kind: str, *, studies: int, threads: int) -
         folder: Of ``iu_decoder.py``.
         name: One of ``iu_workload.decoders``.
         kind: A key of ``_KINDS``.
-        studies: At most, one for each condition.
+        studies: At most: what the decoder writes once for each condition, what people wrote as it comes.
         threads: For the graph.
     """
     from iu_workload import UNTRIED, decoders, load_workload
@@ -250,9 +250,10 @@ def open_iu(folder: Path, name: str, kind: str, *, studies: int, threads: int) -
         (precision, opened) for known, precision, opened in decoders(workload, threads) if known == name
     )
     decoder = opened()
+    human = kind == "human"
     tasks = [
-        Task(one.prompt, one.present, one.absent, one.text[: workload.limit] if kind == "human" else None)
-        for one in workload.distinct()[:studies]
+        Task(one.prompt, one.present, one.absent, one.text[: workload.limit] if human else None)
+        for one in (workload.studies if human else workload.distinct())[:studies]
     ]
     near_tie = 0.0 if passes_agree(decoder, workload.table) else NEAR_TIE.get(precision, UNTRIED)
     drafter = (_Wrong if kind == "random" else StoreDrafter)(workload.store)
@@ -282,8 +283,9 @@ def iu_page(folder: Path, *, threads: int, turns: int, studies: int) -> Iterator
     names = [name for name, _, _ in decoders(load_workload(folder), threads)]
     yield "## iu: real report text"
     yield (
-        "A decoder trained on the train reports writes about val studies, one for each condition; the report store is "
-        "of train alone. Weights that fit the processor's cache are not held up by memory."
+        "A decoder trained on the train reports writes about val studies, one for each condition (it writes the same "
+        "about the others); people's reports are those of val in their order, and a text that comes again does not "
+        "count. The report store is of train alone. Weights that fit the processor's cache are not held up by memory."
     )
     for kind, title in _KINDS.items():
         yield f"### {title}"

@@ -24,7 +24,7 @@ _CREDIT = 60.0  # the most of them that past gains may pay for
 _DISTURBED = 1.5  # passes of one position; a draft that takes longer was disturbed
 _STEP = 0.02  # by which the median of single passes follows
 _FOLLOWS = 0.01  # of what was expected: by which that of longer ones does
-_LEAPS = 0.15  # the same at first
+_LEAPS = 0.25  # the same at first
 _WIDTHS = (1, 2, 4, 8, LONGEST + 1)  # whose costs are learnt; between two of them they lie on a line
 _PLAIN_FIRST = 3  # passes of one position that are timed before the first draft
 _CONFIDENT = (0.25, 0.45, 0.65, 0.8, 0.9, 0.95)  # confidences between which guesses are counted together
@@ -32,6 +32,7 @@ _MEMORY = 60.0  # guesses of a class that count
 _PROBE = 30  # passes without a draft after which a short one is read to see whether that is still no use
 _PROBED = 3  # its tokens
 _HOPELESS = 0.1  # chance of a token behind which no more are guessed
+_TRUSTED = 2.0  # passes of a width after which wider ones are judged by it
 _SLOPE = 0.15  # of a pass of one position, for each more: what is believed before it is measured
 
 
@@ -64,7 +65,8 @@ class Costs:
     Other work of the machine makes a pass a hundred times longer now and then, or all of them twice as long: so the
     unit is the median of single passes as it follows, and the cost of longer ones follows a median too (the sign of an
     error counts, not its size: the subgradient of the absolute error). Some kernels take two or four positions in the
-    time of one and then as much again for each, so no straight line fits, and the costs of a few widths are learnt.
+    time of one and then as much again for each, so no straight line fits, and the costs of a few widths are learnt. Of
+    wider ones than were read what is believed follows from those that were.
 
     Attributes:
         single: Seconds of a pass over one position, 0 before it is known.
@@ -107,6 +109,15 @@ class Costs:
                 self._seen[place] += share
                 if place:  # the unit stays what it is
                     self._at[place] = max(1.0, self._at[place] + sign * share * step * expected)
+            self._believe_of_wider()
+
+    def _believe_of_wider(self) -> None:
+        """Put widths that nobody read yet on the line through the widest that was read: believed dear, never tried."""
+        widest = max(place for place, passes in enumerate(self._seen) if passes >= _TRUSTED or not place)
+        slope = (self._at[widest] - 1) / (_WIDTHS[widest] - 1) if widest else _SLOPE
+        for place in range(widest + 1, len(_WIDTHS)):
+            if self._seen[place] < 1:
+                self._at[place] = 1 + slope * (_WIDTHS[place] - 1)
 
     def learn_drafting(self, seconds: float) -> None:
         """Count a draft."""
