@@ -33,6 +33,7 @@ _PROBE = 30  # passes without a draft after which a short one is read to see whe
 _PROBED = 3  # its tokens
 _HOPELESS = 0.1  # chance of a token behind which no more are guessed
 _TRUSTED = 2.0  # passes of a width after which wider ones are judged by it
+_HOPED = 0.05  # of a pass of one position, for each more than were ever read
 _SLOPE = 0.15  # of a pass of one position, for each more: what is believed before it is measured
 
 
@@ -65,8 +66,7 @@ class Costs:
     Other work of the machine makes a pass a hundred times longer now and then, or all of them twice as long: so the
     unit is the median of single passes as it follows, and the cost of longer ones follows a median too (the sign of an
     error counts, not its size: the subgradient of the absolute error). Some kernels take two or four positions in the
-    time of one and then as much again for each, so no straight line fits, and the costs of a few widths are learnt. Of
-    wider ones than were read what is believed follows from those that were.
+    time of one and then as much again for each, so no straight line fits, and the costs of a few widths are learnt.
 
     Attributes:
         single: Seconds of a pass over one position, 0 before it is known.
@@ -114,10 +114,9 @@ class Costs:
     def _believe_of_wider(self) -> None:
         """Put widths that nobody read yet on the line through the widest that was read: believed dear, never tried."""
         widest = max(place for place, passes in enumerate(self._seen) if passes >= _TRUSTED or not place)
-        slope = (self._at[widest] - 1) / (_WIDTHS[widest] - 1) if widest else _SLOPE
-        for place in range(widest + 1, len(_WIDTHS)):
+        for place in range(widest + 1, len(_WIDTHS) if widest else 0):
             if self._seen[place] < 1:
-                self._at[place] = 1 + slope * (_WIDTHS[place] - 1)
+                self._at[place] = self._at[widest] + _HOPED * (_WIDTHS[place] - _WIDTHS[widest])
 
     def learn_drafting(self, seconds: float) -> None:
         """Count a draft."""
