@@ -1,11 +1,12 @@
-"""Where exported graphs run to be compared with PyTorch: ONNX Runtime's CPU, where fp16 takes time and not memory."""
+"""Where exported graphs run to be compared with PyTorch: ONNX Runtime's CPU, in little memory where that takes time."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trrg_export.memory import few_half_runs
+from trrg_export.memory import few_half_runs, few_stored_runs
 from trrg_sdk.backends import onnxruntime as backend
 from trrg_sdk.backends.ort_session import open_session
 
@@ -15,14 +16,21 @@ def comparing_backend(precision: str) -> backend.OrtBackend:
 
     Args:
         precision: Of the graphs. All are opened as the runtime opens them, but for those in fp16, which are made for
-            GPUs: see :func:`trrg_export.memory.few_half_runs`.
+            GPUs (:func:`trrg_export.memory.few_half_runs`), and for the weights that an int4 bundle stores in eight
+            bits (:func:`trrg_export.memory.few_stored_runs`).
     """
     opened = backend.open_backend(device="cpu", threads=None)
-    return _HalfBackend(opened.device, opened.threads) if precision == "fp16" else opened
+    if precision == "fp16":
+        return _SparingBackend(opened, few_half_runs)
+    return _SparingBackend(opened, few_stored_runs) if precision == "int4" else opened
 
 
-class _HalfBackend(backend.OrtBackend):
-    """Opens graphs in fp16."""
+class _SparingBackend(backend.OrtBackend):
+    """Opens graphs with options of their own."""
+
+    def __init__(self, like: backend.OrtBackend, options: Callable[[], Any]) -> None:
+        super().__init__(like.device, like.threads)
+        self._options = options
 
     def session(self, path: Path, threads: int) -> Any:
-        return open_session(str(path), path.name, self.device, threads, few_half_runs())
+        return open_session(str(path), path.name, self.device, threads, self._options())

@@ -23,6 +23,7 @@ from onnx import TensorProto, helper
 from trrg_export.hollow import is_hollow, with_weights_outside
 from trrg_export.memory import few_runs, released
 from trrg_export.onnx_file import read_hollow
+from trrg_export.precision.int8 import STORED
 from trrg_export.to_onnx import tensor_specs
 from trrg_sdk.manifest import TensorSpec
 from trrg_sdk.summary import Component, Summary
@@ -101,7 +102,7 @@ def parameters(graph: onnx.GraphProto) -> int:
         for index in _NO_WEIGHTS.get(node.op_type, ())
         if index < len(node.input)
     }
-    quantized = {t.name.removesuffix(".int8") for t in graph.initializer if t.name.endswith(".int8")}
+    quantized = {t.name.removesuffix(STORED) for t in graph.initializer if t.name.endswith(STORED)}
     described |= {f"{name}.scale" for name in quantized}  # precision.int8 multiplies instead of DequantizeLinear
     biases = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     return sum(
@@ -154,6 +155,8 @@ def _profile(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray[Any, Any]]) 
     with tempfile.TemporaryDirectory(prefix="trrg-summary-") as scratch:
         options = few_runs()
         options.add_session_config_entry("session.disable_prepacking", "1")  # the profile leaves out what was packed
+        if any(name.endswith(STORED) for name in feeds):  # by priority all of them would wait in fp32
+            options.execution_order = onnxruntime.ExecutionOrder.DEFAULT
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(scratch, "profile"))
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -22,6 +22,8 @@ from onnx import helper, numpy_helper
 
 from trrg_export.hollow import is_hollow
 
+STORED = ".int8"
+"""What the name of such a weight ends with."""
 _SMALLEST = 2048  # elements; below that a file gains nothing
 _LEVELS = 127
 
@@ -48,7 +50,7 @@ def quantize_weights(
             continue
         quantized, scale = quantize(numpy_helper.to_array(filled), axis=axes[tensor.name])
         kept += [
-            numpy_helper.from_array(quantized, f"{tensor.name}.int8"),
+            numpy_helper.from_array(quantized, f"{tensor.name}{STORED}"),
             numpy_helper.from_array(scale, f"{tensor.name}.scale"),
         ]
         first += _dequantize(tensor.name)
@@ -104,7 +106,9 @@ def _output_axis(node: onnx.NodeProto, index: int) -> int | None:
 
 
 def _dequantize(name: str) -> list[onnx.NodeProto]:
-    cast = helper.make_node("Cast", [f"{name}.int8"], [f"{name}.float"], name=f"{name}.cast", to=onnx.TensorProto.FLOAT)
+    cast = helper.make_node(
+        "Cast", [f"{name}{STORED}"], [f"{name}.float"], name=f"{name}.cast", to=onnx.TensorProto.FLOAT
+    )
     scaled = helper.make_node("Mul", [f"{name}.float", f"{name}.scale"], [name], name=f"{name}.dequantize")
     return [cast, scaled]
 
