@@ -88,7 +88,7 @@ def describe_clue(clue: Evidence | Omission) -> str:
 def _banner(report: Report) -> str:
     lines = [BANNER]
     for line in (report.provenance.intended_use, *warnings(report)):
-        lines += textwrap.wrap(line, _WIDTH)
+        lines += _wrapped(line)
     rule = "=" * _WIDTH
     return "\n".join((rule, *lines, rule))
 
@@ -99,10 +99,15 @@ def _sections(sentences: Iterable[Sentence]) -> list[str]:
 
 
 def _block(title: str, lines: Iterable[str]) -> str:
-    body = [
-        part for line in lines for part in textwrap.wrap(line, _WIDTH, initial_indent="  ", subsequent_indent="    ")
-    ]
+    body = [part for line in lines for part in _wrapped(line, first="  ", others="    ")]
     return "\n".join((title, *body)) if body else ""
+
+
+def _wrapped(line: str, *, first: str = "", others: str = "") -> list[str]:
+    """Break a line; what fits as it is, as nearly all does, is not taken apart into words for it."""
+    if len(first) + len(line) <= _WIDTH and line.isprintable() and line and line == line.strip():
+        return [first + line]
+    return textwrap.wrap(line, _WIDTH, initial_indent=first, subsequent_indent=others)
 
 
 def _sentence(sentence: Sentence) -> str:
