@@ -67,7 +67,10 @@ class Drift:
 
     def _outputs(self, model: onnx.ModelProto, weights: Feed) -> Iterator[list[Array]]:
         outside = with_weights_outside(model)
-        session = open_session(outside.SerializeToString(), model.graph.name, "cpu", 0)
         hollow = {value.name: weights[value.name] for value in outside.graph.input if value.name in weights}
+        written = outside.SerializeToString()
+        del outside  # the weights that are in it: ONNX Runtime holds them a few times while it opens a graph
+        session = open_session(written, model.graph.name, "cpu", 0)
+        del written
         for feed in self._feeds:
             yield session.run(self._names, {**feed, **hollow})

@@ -214,7 +214,8 @@ class _Trial:
     def convert(self, kept: Mapping[str, str]) -> onnx.ModelProto:
         with released():  # the library's quantizer lies in cycles, with the weights that it read
             quantized = _own(self._quantized(self._products.keys() - kept.keys()))
-        return _finished(quantized, self._source.weights, self._form)
+        with released():
+            return _own(_finished(quantized, self._source.weights, self._form))
 
     def judge(
         self, model: onnx.ModelProto, kept: Mapping[str, str], bound: float
