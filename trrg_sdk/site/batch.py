@@ -124,6 +124,7 @@ class _Round:
     progress: Progress
     stopped: Callable[[], bool]
     pool: ThreadPoolExecutor
+    syncing: ThreadPoolExecutor
     desk: _Desk[_Written] = field(init=False)
     passed: int = 0
 
@@ -179,8 +180,9 @@ class Batch:
         tasks = deque(Task(study, population, study.key in known.marks) for study in todo)
         progress.start(len(tasks))
         try:
-            with ThreadPoolExecutor(self._options.workers, thread_name_prefix="trrg-read") as pool:
-                run = _Round(known.marks, tally, progress, stopped, pool)
+            reading = ThreadPoolExecutor(self._options.workers, thread_name_prefix="trrg-read")
+            with reading as pool, outbox.syncing() as syncing:
+                run = _Round(known.marks, tally, progress, stopped, pool, syncing)
                 with _Desk(lambda studies: self._finish(studies, run)) as run.desk:
                     while tasks and not stopped():
                         tasks = self._report(tasks, run)
@@ -236,7 +238,7 @@ class Batch:
     def _finish(self, studies: Sequence[_Written], run: _Round) -> None:
         """Bring the files of studies onto the disk, then say so in the ledger."""
         ended = [self._ended(prepared, reading) for prepared, reading in studies]
-        outbox.write({path: content for one in ended for path, content in one.files.items()})
+        outbox.write({path: content for one in ended for path, content in one.files.items()}, run.syncing)
         for one in ended:
             if one.study.key in run.marks:
                 outbox.remove(self._of_before(one.study.name) - set(one.files))

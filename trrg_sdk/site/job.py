@@ -101,7 +101,8 @@ class Open:
     def _write_pages(self) -> None:
         rows: dict[str, Row] = {key.hex()[:16]: row for key, row in self.ledger.rows().items()}
         files = {**index_page.pages(rows, self.out / CARDS), summary_table.FILE: summary_table.render(rows)}
-        outbox.write({self.out / name: content for name, content in files.items()})
+        with outbox.syncing() as pool:
+            outbox.write({self.out / name: content for name, content in files.items()}, pool)
         self.ledger.pages_written()
 
 

@@ -33,18 +33,24 @@ def make_folder(folder: Path) -> None:
         raise stopped(error) from error
 
 
-def write(files: Mapping[Path, bytes]) -> None:
+def syncing() -> ThreadPoolExecutor:
+    """Make the threads that wait for the disk; to begin them anew for each study takes longer than to write it."""
+    return ThreadPoolExecutor(_SYNCING, thread_name_prefix="trrg-sync")
+
+
+def write(files: Mapping[Path, bytes], pool: Executor) -> None:
     """Write all files aside, bring them onto the disk, then give them their names.
 
     Args:
         files: Path → content.
+        pool: Of :func:`syncing`.
 
     Raises:
         UsageError: One could not be written: then none is half-written.
     """
     aside = {path: path.with_name(f".{path.name}{PARTIAL}") for path in files}
     try:
-        with ExitStack() as opened, ThreadPoolExecutor(_SYNCING, thread_name_prefix="trrg-sync") as pool:
+        with ExitStack() as opened:
             numbers = [_written(aside[path], content, opened) for path, content in files.items()]
             _sync(numbers, pool)
             for path, partial in aside.items():
