@@ -123,6 +123,29 @@ def test_every_file_and_folder_is_on_the_disk_before_the_ledger_says_done(
         assert str(path.with_name(f".{path.name}.partial")) in before
 
 
+def test_no_file_is_closed_while_the_disk_still_works_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, synced, begun = outbox.os.fsync, list[str](), threading.Event()
+
+    def sync(number: int) -> None:
+        name = outbox.os.readlink(f"/proc/self/fd/{number}")
+        if "full" in name:
+            begun.wait(5)
+            raise OSError(28, "No space left on device")
+        begun.set()
+        time.sleep(0.1)
+        real(number)  # EBADF when it was closed meanwhile
+        synced.append(name)
+
+    monkeypatch.setattr(outbox.os, "fsync", sync)
+    files = {tmp_path / name: b"x" for name in ("full", "a", "b")}
+    with outbox.syncing() as pool, pytest.raises(UsageError, match="the disk is full"):
+        try:
+            outbox.write(files, pool)
+        finally:
+            found = len(synced)
+    assert found == 2 and not list(tmp_path.iterdir())
+
+
 def test_a_file_that_cannot_be_read_any_more_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     studies(tmp_path / "in", 3)
     real, broken = Tree.read, []

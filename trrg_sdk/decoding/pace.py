@@ -112,7 +112,7 @@ class Costs:
             self._believe_of_wider()
 
     def _believe_of_wider(self) -> None:
-        """Put widths that nobody read yet on the line through the widest that was read: believed dear, never tried."""
+        """Hope that what nobody read yet costs little more than the widest that was: believed dear, never tried."""
         widest = max(place for place, passes in enumerate(self._seen) if passes >= _TRUSTED or not place)
         for place in range(widest + 1, len(_WIDTHS) if widest else 0):
             if self._seen[place] < 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -96,7 +96,9 @@ def _opened(folder: Path, opened: ExitStack) -> int:
 
 def _sync(numbers: Iterable[int], pool: Executor) -> None:
     """Wait until the disk has them all; asked for several at once it brings them there in one go."""
-    for done in [pool.submit(os.fsync, number) for number in numbers]:
+    asked = [pool.submit(os.fsync, number) for number in numbers]
+    wait(asked)  # also after one that fails: the others' files are closed next
+    for done in asked:
         done.result()
 
 
