@@ -59,8 +59,8 @@ def few_stored_runs() -> Any:
     """Options of ONNX Runtime for a graph that stores weights in eight bits and runs a few times: none waits in fp32.
 
     By default it turns all weights into fp32 while it opens the graph, with a cast and a scaled copy of each there at
-    once; here a run turns a weight when it comes to it. Swin-B took .21 GiB in place of .78, and .70 s a run in place
-    of .49; by priority it would take .49 GiB, and with planned memory .28.
+    once; here a run turns a weight when it comes to it. By a script that was not kept, Swin-B took .21 GiB in place of
+    .78, and .70 s a run in place of .49; by priority it would take .49 GiB, and with planned memory .28.
     """
     import onnxruntime
 

@@ -91,6 +91,21 @@ ones = np.ones((1, 2048), graph.inputs[0].dtype)
 assert np.allclose(graph.run({"x0": ones})[graph.outputs[0].name], ones)
 print(read("VmHWM") - before)
 """
+COUNTED = """
+import sys
+from pathlib import Path
+from trrg_export.memory import return_large
+from trrg_export.summary import summarize
+def read(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+return_large()
+import onnxruntime
+before = read("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")
+summarize({"graph": Path(sys.argv[1])}, {})
+print(read("VmHWM") - before)
+"""
 FREED = """
 from pathlib import Path
 import numpy as np
@@ -220,6 +235,7 @@ def test_a_graph_with_weights_in_eight_bits_is_compared_without_all_of_them_in_f
     stored = path.stat().st_size
     assert _held(path, "int4") < 3 * stored
     assert _held(path, "fp32") > 4 * stored  # what hospitals run: as fast as it can be
+    assert _printed(COUNTED, path) < 3 * stored, "counting its operations takes them to fp32 too"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only the GNU C library is told what to give back")
@@ -303,7 +319,11 @@ class _Watched(OrtBackend):
 
 def _held(graph: Path, precision: str) -> int:
     """The most that comparing a graph takes, in bytes, in a process of its own."""
-    command = [sys.executable, "-c", RUN, precision, str(graph)]
+    return _printed(RUN, precision, graph)
+
+
+def _printed(program: str, *words: object) -> int:
+    command = [sys.executable, "-c", program, *map(str, words)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from trrg_sdk.outputs import FORMATS, Output, open_output
 from trrg_sdk.outputs.coding import CLUES, PRIVATE_SCHEME, VERDICTS, Coding, clue_coding
 from trrg_sdk.outputs.deidentify import deidentify, read_key, replacement_uid
 from trrg_sdk.outputs.json_schema import SCHEMA_PATH, report_schema, schema_text
+from trrg_sdk.outputs.text import _wrapped
 from trrg_sdk.reading import Reading
 from trrg_sdk.report import ClueScores, GateResult, Report
 
@@ -235,3 +238,12 @@ def test_a_key_is_long_enough(tmp_path: Path) -> None:
         read_key(path)
     path.write_bytes(KEY)
     assert read_key(path) == KEY
+
+
+def test_a_line_that_fits_is_what_textwrap_makes_of_it() -> None:
+    signs, chosen = "ab c-\u00e9.\t\n \u3000\u00a0\u2014/\u2028", random.Random(0)
+    for length in range(140):
+        for _ in range(20):
+            line = "".join(chosen.choices(signs, k=length))
+            expected = textwrap.wrap(line, 100, initial_indent="  ", subsequent_indent="    ")
+            assert _wrapped(line, first="  ", others="    ") == expected

@@ -23,7 +23,7 @@ from onnx import helper, numpy_helper
 from trrg_export.hollow import is_hollow
 
 STORED = ".int8"
-"""What the name of such a weight ends with."""
+"""What the name of a weight in eight bits ends with, here and in a decoder."""
 _SMALLEST = 2048  # elements; below that a file gains nothing
 _LEVELS = 127
 

@@ -25,7 +25,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from trrg_export.precision.decoder_products import CONTRIB, Replacement, replace_products
-from trrg_export.precision.int8 import quantize
+from trrg_export.precision.int8 import STORED, quantize
 
 _WEIGHT_LEVELS = 63
 _LEVELS = 127
@@ -63,7 +63,7 @@ def _in_int8(node: NodeProto, weight: TensorProto, rounded: set[str]) -> Replace
     rounded.add(read)
     levels, scale = quantize(numpy_helper.to_array(weight), axis=1, levels=_WEIGHT_LEVELS)
     tensors = [
-        numpy_helper.from_array(levels, f"{weight.name}.int8"),
+        numpy_helper.from_array(levels, f"{weight.name}{STORED}"),
         numpy_helper.from_array(scale[0], f"{weight.name}.scale"),
     ]
     nodes += [
