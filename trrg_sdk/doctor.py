@@ -14,6 +14,7 @@ from trrg_sdk.processors import instructions, processors
 from trrg_sdk.version import __version__
 
 _PACKAGES = (
+    "blake3",
     "numpy",
     "pillow",
     "pydicom",

@@ -177,7 +177,7 @@ class Batch:
         tally = Tally(waiting=seen.waiting, left_out=seen.left_out)
         population = bundle.manifest.population
         todo = seen.todo[: self._options.limit]
-        tasks = deque(Task(study, population, study.key in known.marks) for study in todo)
+        tasks = deque(Task(study, population, _content(known.marks.get(study.key))) for study in todo)
         progress.start(len(tasks))
         try:
             reading = ThreadPoolExecutor(self._options.workers, thread_name_prefix="trrg-read")
@@ -296,3 +296,7 @@ class Batch:
         outcome = {"time": row.finished, "study": name, "outcome": row.state, "reason": row.code}
         outcome["overridden"] = ",".join(reason.code for reason in report.gate.overridden) if report else ""
         return {**outcome, **provenance, "formats": row.formats, "device": self._reporter.device, "sdk": __version__}
+
+
+def _content(mark: Mark | None) -> bytes | None:
+    return None if mark is None else mark.content

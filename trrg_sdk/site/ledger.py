@@ -59,7 +59,7 @@ class Row:
     """What became of a study. One row each: another bundle, other formats or other images replace it.
 
     Attributes:
-        content: SHA-256 over its images' bytes.
+        content: Fingerprint of its images' bytes.
         quick: SHA-256 over their paths' hashes, sizes and times; b"" to look again the next time.
         manifest: SHA-256 of the bundle's manifest.
         formats: What was written.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
@@ -15,6 +13,7 @@ from trrg_sdk.gate import declared
 from trrg_sdk.gate_codes import REFUSALS, reason
 from trrg_sdk.gate_specs import PopulationSpec
 from trrg_sdk.report import GateReason, ImageInfo, Report
+from trrg_sdk.site import fingerprint
 from trrg_sdk.site.studies import Image, Study
 from trrg_sdk.site.walk import Found, Tree
 
@@ -36,7 +35,8 @@ class Task:
     Attributes:
         study: Which.
         population: Whom and what the bundle was trained on.
-        known: Whether the ledger has it, so that its fingerprint decides whether it is reported again.
+        before: The fingerprint that the ledger has of it, which decides whether it is reported again; None where the
+            ledger does not have the study.
         first: Place of the candidate to begin with; those before it were refused.
         reasons: Why they were.
         content: The fingerprint, b"" when it is not known yet.
@@ -45,7 +45,7 @@ class Task:
 
     study: Study
     population: PopulationSpec
-    known: bool = False
+    before: bytes | None = None
     first: int = 0
     reasons: tuple[GateReason, ...] = ()
     content: bytes = b""
@@ -68,7 +68,7 @@ class Source:
         """Read the file; ``OSError`` when that is impossible."""
         content = self._tree.read(self._found)
         if self._alone:
-            self.fingerprint = _fingerprint([hashlib.sha256(content).digest()])
+            self.fingerprint = fingerprint.of_parts([fingerprint.of_bytes(content)])
         return content
 
 
@@ -123,10 +123,10 @@ def prepare(tree: Tree, task: Task, *, young_s: float) -> Prepared:
     """
     young = time.time() - task.study.newest_ns() / 1e9 < young_s
     candidates = task.study.candidates
-    if len(candidates) == 1 and not task.first and not task.known:
+    if len(candidates) == 1 and not task.first and task.before is None:
         return Prepared(task, Source(tree, candidates[0].found, alone=True), young=young)
     try:
-        task = task if task.content else replace(task, content=fingerprint(tree, task.study))
+        task = task if task.content else replace(task, content=_content(tree, task))
     except OSError:
         return Prepared(task, error=InputError(_UNREADABLE, code="unreadable"))
     if task.first < min(len(candidates), MAX_TRIES):
@@ -135,26 +135,19 @@ def prepare(tree: Tree, task: Task, *, young_s: float) -> Prepared:
     return Prepared(task, error=error, young=young)
 
 
-def fingerprint(tree: Tree, study: Study) -> bytes:
-    """Hash the bytes of all candidates; of a study without any, what its headers said.
-
-    Raises:
-        OSError: A file is gone or cannot be read.
-    """
-    if not study.candidates:
-        parts = [image.entry.instance + image.code.encode() for image in study.left_out]
+def _content(tree: Tree, task: Task) -> bytes:
+    """The fingerprint of all candidates; of a study without any, of what its headers said. ``OSError``: one is gone."""
+    like = task.before or b""
+    if not task.study.candidates:
+        parts = [image.entry.instance + image.code.encode() for image in task.study.left_out]
     else:
-        parts = [_digest(tree, image) for image in study.candidates]
-    return _fingerprint(parts)
+        parts = [_digest(tree, image, like) for image in task.study.candidates]
+    return fingerprint.of_parts(parts, like=like)
 
 
-def _fingerprint(parts: Iterable[bytes]) -> bytes:
-    return hashlib.sha256(b"".join(sorted(parts))).digest()
-
-
-def _digest(tree: Tree, image: Image) -> bytes:
+def _digest(tree: Tree, image: Image, like: bytes) -> bytes:
     with closing(tree.open(image.found)) as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
+        return fingerprint.of_stream(stream, like=like)
 
 
 def _refusal(tree: Tree, task: Task) -> tuple[Task, InputError]:
