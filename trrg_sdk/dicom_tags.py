@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import logging
 import math
 import re
@@ -20,6 +21,7 @@ from trrg_sdk.errors import DicomError
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
+    from pydicom.tag import BaseTag
 
 _CODE_STRING = re.compile(r"[A-Z0-9 _]{1,16}")  # PS3.5 6.2, VR CS
 _AGE = re.compile(r"(\d{1,3})([YMWD])")  # PS3.5 6.2, VR AS, which asks for three digits
@@ -98,15 +100,25 @@ def label(keyword: str) -> str:
     return f"{dictionary_description(tag)} ({tag >> 16:04X},{tag & 0xFFFF:04X}, {keyword})"
 
 
+@functools.cache
+def _tag(keyword: str) -> BaseTag:
+    from pydicom.tag import Tag
+
+    return Tag(keyword)
+
+
 def raw(dataset: Dataset, keyword: str) -> Any:
     """The element's value, or None when it is absent or empty.
 
     Raises:
         DicomError: The element's bytes do not fit its VR (code ``bad_value``).
     """
+    tag = _tag(keyword)  # pydicom would look a keyword up in its dictionary several times for each element
     try:
-        _check_length(dataset, keyword)
-        value = dataset.get(keyword)
+        if tag not in dataset:
+            return None
+        _check_length(dataset.get_item(tag), keyword)
+        value = dataset[tag].value
     except DicomError:
         raise
     except Exception as error:  # pydicom converts values late, with whatever exception its VR's parser raises
@@ -114,9 +126,8 @@ def raw(dataset: Dataset, keyword: str) -> Any:
     return None if value is None or value == "" or value == [] else value
 
 
-def _check_length(dataset: Dataset, keyword: str) -> None:
+def _check_length(element: object, keyword: str) -> None:
     """A value is converted only when its length makes sense: pydicom would turn 50 MB of backslashes into a list."""
-    element = dataset.get_item(keyword) if keyword in dataset else None
     limit = _MAX_SEQUENCE if getattr(element, "VR", None) == "SQ" else _MAX_VALUE
     if keyword != "PixelData" and (getattr(element, "length", None) or 0) > limit:  # only raw elements have a length
         raise bad_value(keyword, f"at most {limit >> 10} KiB")

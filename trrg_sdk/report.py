@@ -7,6 +7,7 @@ report to its images stay out of every ``repr``, because a ``repr`` ends up in l
 
 from __future__ import annotations
 
+import functools
 import json
 import types
 from collections.abc import Iterator, Mapping
@@ -317,13 +318,18 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
+@functools.cache
+def _names(record: type) -> tuple[str, ...]:
+    return tuple(item.name for item in fields(record))
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, (str, float, int)):  # most of them
         return value
     if isinstance(value, ClueScores):
         return [_plain(score) for score in value]
-    if is_dataclass(value):
-        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: _plain(getattr(value, name)) for name in _names(type(value))}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, tuple):
