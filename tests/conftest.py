@@ -1,7 +1,8 @@
-"""Fixtures for every test: where the shared data lies, and nothing else."""
+"""For every test: where the shared data lies, and a garbage collector that leaves the libraries alone."""
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -17,3 +18,9 @@ def shared_data() -> Path:
     if not (folder / "dicom" / "index.csv").is_file():
         pytest.skip("no shared data: set TRRG_SHARED_DATA to the folder that holds dicom/ and images/")
     return folder
+
+
+def pytest_collection_finish() -> None:
+    """Put aside what the collector would look through again and again: PyTorch and its like, half a million objects."""
+    gc.collect()
+    gc.freeze()

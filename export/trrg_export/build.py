@@ -19,7 +19,7 @@ from trrg_export.disk import room_for
 from trrg_export.distance import add_distance
 from trrg_export.drafts import add_drafts
 from trrg_export.hollow import Contents, without_weights
-from trrg_export.memory import released, return_large
+from trrg_export.memory import apart, released, return_large
 from trrg_export.model_card import model_card
 from trrg_export.parity import LIMITS, Exported, ParityError, ParityLimits, ParityReport, compare
 from trrg_export.place import beside, put_in_place
@@ -129,6 +129,7 @@ def stored_precision(precision: str) -> str:
     return {"bf16": "fp32", "int8-bf16": "int8", "int8-vnni": "int8"}.get(precision, precision)
 
 
+@apart()
 def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manifest:
     """Build a bundle; it appears at its place whole and proven, or not at all.
 

@@ -1,8 +1,9 @@
-"""What a batch costs: beside the bare ``report_many``, to resume over 100,000 studies, and to decode each codec.
+"""What a batch costs: beside the bare ``report_many``, to resume over 100,000 studies, to decode each codec, to hash.
 
 python tests/benchmarks/site_batch.py throughput FOLDER [--compress]
 python tests/benchmarks/site_batch.py resume
 python tests/benchmarks/site_batch.py codecs DICOM_FOLDER
+python tests/benchmarks/site_batch.py hashes FOLDER
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
+
+from blake3 import blake3
 
 from trrg_sdk import Reporter
 from trrg_sdk.bundle import Bundle
@@ -139,17 +142,30 @@ def codecs(folder: Path) -> dict[str, object]:
     return dict(found)
 
 
+def hashes(folder: Path) -> dict[str, object]:
+    """Milliseconds to hash a file of the folder with each hash that a ledger holds, the median of all files."""
+    times: dict[str, list[float]] = defaultdict(list)
+    contents = [path.read_bytes() for path in sorted(folder.iterdir())]
+    for content in contents:
+        for name, make in (("SHA-256", hashlib.sha256), ("BLAKE3", blake3)):
+            start = time.perf_counter()
+            make(content).digest()
+            times[name].append((time.perf_counter() - start) * 1e3)
+    megabytes = statistics.median(map(len, contents)) / 1e6
+    return {"MB": round(megabytes, 1), **{name: round(statistics.median(taken), 2) for name, taken in times.items()}}
+
+
 def _rounded(values: dict[str, float]) -> dict[str, float]:
     return {name: round(value, 2) for name, value in values.items()}
 
 
-_MEASURES = {"throughput": throughput, "codecs": codecs}
+_MEASURES = {"throughput": throughput, "codecs": codecs, "hashes": hashes}
 
 
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("throughput", "resume", "codecs"))
+    parser.add_argument("what", choices=("throughput", "resume", "codecs", "hashes"))
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--compress", action="store_true")

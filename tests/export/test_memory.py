@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import tracemalloc
@@ -22,6 +23,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from tests.export import tiny
 from trrg_export.hollow import Contents, is_hollow, without_weights
+from trrg_export.memory import apart, release
 from trrg_export.onnx_file import add_outputs, read_hollow
 from trrg_export.parity import LIMITS, Exported, compare
 from trrg_export.precision.half import to_half
@@ -265,6 +267,30 @@ def test_what_was_traced_lets_go_of_its_weights(tiny_checkpoint: Path) -> None:
             assert len(list(outside.iterdir())) == 2
             assert mapped() == before > 0
         assert not outside.exists()
+
+
+@pytest.mark.parametrize("aside", [False, True], ids=["nothing aside", "some of the program's own aside"])
+def test_what_was_there_before_an_export_is_not_looked_through_and_what_it_makes_is(aside: bool) -> None:
+    class Knot:
+        def __init__(self) -> None:
+            self.itself = self
+
+    frozen = gc.get_freeze_count()  # see tests/conftest.py
+    gc.unfreeze()
+    if aside:
+        gc.freeze()
+    gone = weakref.ref(Knot())
+    with apart():
+        looked_at = len(gc.get_objects())
+        inside = weakref.ref(Knot())
+        release()
+        assert inside() is None
+    assert gone() is None
+    assert (gc.get_freeze_count() > 0) == aside
+    assert looked_at < len(gc.get_objects()) or aside
+    gc.unfreeze()
+    if frozen:
+        gc.freeze()
 
 
 def test_sections_hold_their_own_weights_only() -> None:
