@@ -1,8 +1,8 @@
 """What tells the images of a study from any others: a hash over their bytes.
 
 It is BLAKE3, since all bytes of all films are hashed: on processors without instructions for SHA-256 that one takes
-as long for a film of 8 MB as its report does (``tests/benchmarks/results/site_batch.md``). Ledgers that were begun
-earlier hold SHA-256; what stands in them is compared by it, so that no study is reported again for another hash.
+ten times as long (``tests/benchmarks/results/site_batch.md``). Ledgers that were begun earlier hold SHA-256; what
+stands in them is compared by it, so that no study is reported again for another hash.
 """
 
 from __future__ import annotations
