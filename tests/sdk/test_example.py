@@ -58,13 +58,15 @@ def test_the_report_follows_forced_clues(image: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_whole_process_takes_less_than_a_second_and_a_half(image: Path) -> None:
-    best = min(_seconds(image) for _ in range(3))  # the best of three: other programs may run beside it
-    assert best < 1.5
+def test_a_whole_process_takes_little_longer_than_its_libraries_take_to_load(image: Path) -> None:
+    libraries = "import numpy, onnxruntime, PIL.Image, pydicom.pixels, tokenizers"
+    times = [(_seconds("-c", libraries), _seconds("-m", "trrg_sdk", "report", str(image))) for _ in range(3)]
+    loading, reporting = map(min, zip(*times, strict=True))  # the best of three: other programs may run beside it
+    assert reporting < 3 * loading  # 1.9 to 2.2 times was measured
 
 
-def _seconds(image: Path) -> float:
+def _seconds(*arguments: str) -> float:
     start = time.perf_counter()
-    done = run("-m", "trrg_sdk", "report", str(image))
+    done = run(*arguments)
     assert done.returncode == 0, done.stderr
     return time.perf_counter() - start
