@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trrg_sdk.backends import open_backend
+from trrg_sdk.backends import open_backend, suited
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.clues import Clue, Float32, heat_peaks
 from trrg_sdk.decoding.batch import Finished
@@ -83,7 +83,7 @@ class Reporter:
         with ThreadPoolExecutor(1) as pool:  # importing the runtime and hashing the bundle take the same time
             backend = pool.submit(open_backend, device=device, threads=threads)
             self.bundle = _open_bundle(bundle)
-            opened = backend.result()
+            opened = suited(backend.result(), self.bundle.manifest, device=device, threads=threads)
         self.device = opened.device
         self._target = opened.target
         self._threads = threads

@@ -23,6 +23,7 @@ from trrg_export.memory import apart, released, return_large
 from trrg_export.model_card import model_card
 from trrg_export.parity import LIMITS, Exported, ParityError, ParityLimits, ParityReport, compare
 from trrg_export.place import beside, put_in_place
+from trrg_export.precision import HALF
 from trrg_export.precision.half import to_half
 from trrg_export.precision.half_decoder import overflow_failures
 from trrg_export.precision.int4 import Int4
@@ -53,7 +54,8 @@ class ExportOptions:
 
     Attributes:
         precision: A key of ``LIMITS``; ``"bf16"`` are fp32 graphs that OpenVINO computes in bf16, ``"int8-bf16"`` and
-            ``"int8-vnni"`` int8 ones with a vision graph for OpenVINO, of which it computes the rest in bf16 or fp32.
+            ``"int8-vnni"`` int8 ones with a vision graph for OpenVINO, of which it computes the rest in bf16 or fp32;
+            ``"int4-fp16"`` is fp16 with the language model's weights in four bits.
         targets: Names of ``TARGETS``; the first one is ``"ort"``, which every bundle has.
         force: Replace a bundle that is already there.
         limits: Of parity; None takes the precision's own.
@@ -226,7 +228,7 @@ def write_graphs(site: Site, int4: Int4, *, limit: float | None, drafts: bool) -
     with released():
         drafts = drafts and site.checkpoint.train_reports() is not None
         write_decoder(site.checkpoint, path, precision=stored, int4=int4, reference=site.reference, drafts=drafts)
-    if stored == "fp16":
+    if stored in HALF:
         with released():
             failures += _decoder_failures(path, site)
     if failures:
@@ -244,7 +246,7 @@ def _write_graph(plan: GraphPlan, site: Site, limit: float | None) -> LoweredGra
         if stored == "int4":  # four bits are for what is large
             save(quantize_weights(without_weights(graph), Contents(graph, outside)), path)
             return None
-        lower = to_half if stored == "fp16" else to_static
+        lower = to_half if stored in HALF else to_static
         found = lower(graph, site.feeds[plan.name], label=plan.name, limit=limit, outside=outside)
         save(found.model, path)
     return dataclasses.replace(found, model=onnx.ModelProto())

@@ -34,6 +34,7 @@ _PRECISIONS = {
     "fp16": "half the size; layers that measurements say cannot stand it stay in fp32 (default fp32)",
     "int8": "a quarter of the size and integer arithmetic, calibrated; layers that drift stay in fp32",
     "int4": "4-bit weights of the language model, 8-bit of the rest",
+    "int4-fp16": "4-bit weights of the language model; it and the rest compute in fp16, for GPUs",
     "bf16": "fp32 files, computed in bf16 by --target openvino",
     "int8-bf16": "int8, and for --target openvino a vision encoder that is in bf16 where it is not in int8",
     "int8-vnni": "int8, and for --target openvino a vision encoder with all bits of its weights, for a CPU with VNNI",
@@ -230,8 +231,8 @@ def _options(arguments: argparse.Namespace, precision: str) -> ExportOptions:
             raise UsageError(f"--{name.replace('_', '-')}: expected a share from 0 to 1, got {given[name]}")
     limits = dataclasses.replace(LIMITS[precision], **_said(given))
     int4 = _said({"block_size": arguments.block_size, "int4_algorithm": arguments.int4_algorithm})
-    if int4 and arguments.precision not in ("int4", _AUTO):
-        raise UsageError("--block-size and --int4-algorithm belong to --int4")
+    if int4 and arguments.precision not in ("int4", "int4-fp16", _AUTO):
+        raise UsageError("--block-size and --int4-algorithm belong to --int4 and --int4-fp16")
     drafts = {"draft_reports": None} if arguments.no_drafts else _said({"draft_reports": arguments.draft_reports})
     targets = _targets(arguments)
     if arguments.compute_capability and not {"tensorrt", "tensorrt-rtx"} & set(targets):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trrg_export.memory import few_half_runs, few_stored_runs
+from trrg_export.precision import HALF
 from trrg_sdk.backends import onnxruntime as backend
 from trrg_sdk.backends.ort_session import open_session
 
@@ -20,7 +21,7 @@ def comparing_backend(precision: str) -> backend.OrtBackend:
             bits (:func:`trrg_export.memory.few_stored_runs`).
     """
     opened = backend.open_backend(device="cpu", threads=None)
-    if precision == "fp16":
+    if precision in HALF:
         return _SparingBackend(opened, few_half_runs)
     return _SparingBackend(opened, few_stored_runs) if precision == "int4" else opened
 

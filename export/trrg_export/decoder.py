@@ -25,8 +25,9 @@ from trrg_export.alike import WIDE, make_rows_alike
 from trrg_export.dummy_cache import dummy_cache
 from trrg_export.genai import build_decoder
 from trrg_export.memory import released
-from trrg_export.precision import int8_decoder
+from trrg_export.precision import HALF, int8_decoder
 from trrg_export.precision.gptq import Calibration, embedded_reports
+from trrg_export.precision.half_decoder import logits_in_fp32
 from trrg_export.precision.int4 import Int4, quantize_decoder
 from trrg_export.reference import Reference
 from trrg_export.to_onnx import INLINE_LIMIT, clean, quiet, save
@@ -37,7 +38,7 @@ from trrg_train.models.llm import ADAPTED, merge_adapters
 
 _LOG = logging.getLogger(__name__)
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS")
-_BUILT_AS = {"int8": "fp32", "int4": "fp32"}  # the rest are names that the builder knows
+_BUILT_AS = {"int8": "fp32", "int4": "fp32", "int4-fp16": "fp16"}  # the rest are names that the builder knows
 _ROUNDED = ("int8", "int4")  # activations too: what differs in the last place may come out one step of eight bits apart
 _SPARE_CLUES = 32  # positions in the cache for clues that a site adds
 
@@ -57,7 +58,7 @@ def write_decoder(
         checkpoint: Of stage 2, with a causal model of the Llama family; its weights are read from its folder once more,
             so that they are in memory no longer than the builder needs them. Adapters are merged.
         path: ``decoder.onnx`` in the bundle.
-        precision: ``"fp32"``, ``"fp16"`` (inputs, keys, values and logits too), ``"int8"`` or ``"int4"``.
+        precision: ``"fp32"``, ``"fp16"`` (inputs, keys and values too), ``"int8"``, ``"int4"`` or ``"int4-fp16"``.
         int4: How four bits are chosen.
         reference: What the checkpoint writes about the parity studies, to calibrate on.
         drafts: Whether it will read drafts: then passes of any width give the same, see :mod:`trrg_export.alike`.
@@ -67,14 +68,16 @@ def write_decoder(
         with released():
             built = _build(checkpoint.folder, Path(scratch), _BUILT_AS.get(precision, precision))
         outside: Path | None = None
-        if precision in _ROUNDED:
+        if precision == "int8":
             _LOG.info("quantizing decoder")
-            if precision == "int8":
-                model = clean(int8_decoder.quantize_decoder(built))
-            else:
-                model = clean(quantize_decoder(built, int4, _calibration(checkpoint.trrg().llm, reference)))
+            model = clean(int8_decoder.quantize_decoder(built))
+        elif precision.startswith("int4"):
+            _LOG.info("quantizing decoder")
+            model = clean(quantize_decoder(built, int4, _calibration(checkpoint.trrg().llm, reference)))
         else:
             model, outside = _moved(built, path)
+        if precision in HALF:
+            logits_in_fp32(model)
         if alike:
             make_rows_alike(model)
         save(model, path, outside)

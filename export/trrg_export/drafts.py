@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from trrg_export.comparing_backend import comparing_backend
 from trrg_export.parity import ParityError
+from trrg_export.precision import HALF
 from trrg_export.reference import Reference
 from trrg_sdk.backends import open_decoder
 from trrg_sdk.backends.base import Decoder
@@ -68,7 +69,7 @@ def add_drafts(bundle: Bundle, checkpoint: Checkpoint, reference: Reference, *, 
     table = bundle.token_embedding()
     change = largest_change(decoder, table, reference)
     # What this processor computes of fp16 says little about the GPUs that it is made for.
-    enough = sum(map(len, reference.ids)) >= _TOKENS and precision != "fp16"
+    enough = sum(map(len, reference.ids)) >= _TOKENS and precision not in HALF
     near_tie = 0.0 if enough and change == 0 else max(NEAR_TIE[precision], _SAFETY * change)
     spec = dataclasses.replace(_write(arrays, bundle.folder), ends=ends, near_tie=near_tie)
     drafts = Drafts(StoreDrafter(ReportStore(arrays, ends=ends)), near_tie)

@@ -74,6 +74,7 @@ LIMITS: Mapping[str, ParityLimits] = {
     "int8-bf16": ParityLimits(value=None, differing_texts=None, label_agreement=0.99, clue_flips=0.01),
     "int8-vnni": ParityLimits(value=None, differing_texts=None, label_agreement=0.99, clue_flips=0.01),
     "int4": ParityLimits(value=None, differing_texts=None, label_agreement=0.99, clue_flips=0.01),
+    "int4-fp16": ParityLimits(value=None, differing_texts=None, label_agreement=0.99, clue_flips=0.01),
 }
 
 

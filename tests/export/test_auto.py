@@ -74,7 +74,7 @@ def test_the_command_prints_the_table_and_leaves_one_bundle(
     assert main([str(tiny_checkpoint), "--auto", "--out", str(tmp_path / "b")]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = [line.removeprefix("->").split()[0] for line in lines[1:-1]]
-    assert names == ["fp32", "fp16", "int8", "int4"]
+    assert names == ["fp32", "fp16", "int8", "int4", "int4-fp16"]
     (chosen,) = [line.split()[1] for line in lines if line.startswith("->")]
     assert Bundle.load(tmp_path / "b").manifest.graphs["decoder"].precision == chosen
     assert lines[-1].startswith(f"{tmp_path / 'b'}: bundle ")

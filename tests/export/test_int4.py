@@ -76,6 +76,7 @@ def test_a_bundle_in_four_bits(
         assert onnx.load(out / "graphs" / f"{name}.onnx") == encoder, name
 
 
+@pytest.mark.parametrize("precision", ["int4", "int4-fp16"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_is_near_and_no_two_are_the_same(
     fp32_bundle: Path,
@@ -84,6 +85,7 @@ def test_every_algorithm_is_near_and_no_two_are_the_same(
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
     algorithm: str,
+    precision: str,
 ) -> None:
     _needed(algorithm)
     caplog.set_level(logging.INFO)
@@ -92,11 +94,12 @@ def test_every_algorithm_is_near_and_no_two_are_the_same(
     for name in {algorithm, "rtn"}:
         path = tmp_path / name / "decoder.onnx"
         path.parent.mkdir()
-        write_decoder(checkpoint, path, precision="int4", int4=Int4(16, name), reference=reference)
+        write_decoder(checkpoint, path, precision=precision, int4=Int4(16, name), reference=reference)
         assert [file.name for file in path.parent.iterdir()] == ["decoder.onnx"], "nothing else is left"
         files[name] = path.read_bytes()
     made = _products(onnx.load_from_string(files[algorithm]))
-    assert {(one["bits"], one["block_size"], one["accuracy_level"]) for one in made} == {(4, 16, 4)}
+    level = 4 if precision == "int4" else 0  # a GPU reads what comes in as it is
+    assert {(one["bits"], one["block_size"], one.get("accuracy_level", 0)) for one in made} == {(4, 16, level)}
     assert algorithm == "rtn" or files[algorithm] != files["rtn"]
     exact = _logits((fp32_bundle / "graphs" / "decoder.onnx").read_bytes(), reference)
     away = np.abs(_logits(files[algorithm], reference) - exact).max() / np.abs(exact).max()
@@ -110,7 +113,8 @@ def _logits(model: bytes, reference: Reference) -> Any:
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
-    feeds = Calibration(list(reference.prompts), (1, 2, 0, 32)).feeds(names)
+    half = "tensor(float16)" in {value.type for value in session.get_inputs()}
+    feeds = Calibration(list(reference.prompts), (1, 2, 0, 32)).feeds(names, np.dtype("float16" if half else "float32"))
     return np.stack([session.run(["logits"], feed)[0][0, -1] for feed in feeds])
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from trrg_sdk.backends.base import Backend, Decoder, Graph
 from trrg_sdk.bundle import Bundle
-from trrg_sdk.errors import UsageError
+from trrg_sdk.errors import DeviceError, UsageError
+from trrg_sdk.manifest import Manifest
 
-__all__ = ["DEVICES", "Backend", "Decoder", "Graph", "open_backend", "open_decoder", "open_graphs"]
+__all__ = ["DEVICES", "Backend", "Decoder", "Graph", "open_backend", "open_decoder", "open_graphs", "suited"]
+
+_LOG = logging.getLogger(__name__)
 
 DEVICES = ("cpu", "cuda", "openvino", "tensorrt", "tensorrt-rtx")
 """What can be asked for by name, beside ``"auto"``."""
@@ -40,6 +44,31 @@ def open_backend(*, device: str = "auto", threads: int | None = None) -> Backend
     from trrg_sdk.backends import onnxruntime
 
     return onnxruntime.open_backend(device=device, threads=threads)
+
+
+def suited(backend: Backend, manifest: Manifest, *, device: str, threads: int | None = None) -> Backend:
+    """Refuse a device that cannot run the decoder of a bundle; where the choice was ours, take the CPU instead.
+
+    Args:
+        backend: What :func:`open_backend` opened.
+        manifest: Of the bundle.
+        device: What was asked for; with ``"auto"`` the CPU is as good, and the log says why it was taken.
+        threads: As for :func:`open_backend`.
+
+    Returns:
+        The backend, or ONNX Runtime on the CPU.
+
+    Raises:
+        DeviceError: A named device cannot run it.
+    """
+    try:
+        backend.file("decoder", manifest)
+    except DeviceError as error:
+        if device != "auto":
+            raise
+        _LOG.info("device auto: cpu, since %s", error)
+        return open_backend(device="cpu", threads=threads)
+    return backend
 
 
 def open_graphs(backend: Backend, bundle: Bundle, names: Sequence[str]) -> dict[str, Graph]:

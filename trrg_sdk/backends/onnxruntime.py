@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from trrg_sdk.backends.base import check_threads
+from trrg_sdk.backends.ort_cuda import CudaDecoder, unfit_reason
 from trrg_sdk.backends.ort_decoder import OrtDecoder
 from trrg_sdk.backends.ort_session import PROVIDERS, OrtGraph, open_session
 from trrg_sdk.errors import DeviceError, TrrgError, UsageError
@@ -117,8 +118,15 @@ class OrtBackend:
         return OrtBackend(self.device, 1) if self.device == "cpu" and self.threads > 1 else None
 
     def file(self, name: str, manifest: Manifest) -> str:
-        """Say which file of a bundle it opens for a graph."""
-        return manifest.graph(name, target=self.target).file
+        """Say which file of a bundle it opens for a graph.
+
+        Raises:
+            DeviceError: A GPU does not compute the bundle's decoder.
+        """
+        spec = manifest.graph(name, target=self.target)
+        if self.device == "cuda" and name == "decoder" and (reason := unfit_reason(spec)):
+            raise DeviceError(reason)
+        return spec.file
 
     def graph(self, path: Path, *, spec: GraphSpec | None = None) -> OrtGraph:
         """Open a graph.
@@ -144,8 +152,11 @@ class OrtBackend:
             BundleError: The file is no decoder of these sizes.
             DeviceError: The device refuses it.
         """
+        if self.device == "cuda":
+            session = open_session(str(path), path.name, self.device, self.threads, captured=True)
+            return CudaDecoder(session, path.name, spec)
         threads = 1 if spec.hidden_size < NARROW else self.threads
-        return OrtDecoder(self.session(path, threads), path.name, spec, device=self.device)
+        return OrtDecoder(self.session(path, threads), path.name, spec)
 
     def session(self, path: Path, threads: int) -> Any:
         """Open an ``onnxruntime.InferenceSession`` for either of them."""

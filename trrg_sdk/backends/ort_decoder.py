@@ -1,4 +1,4 @@
-"""The decoder on ONNX Runtime: keys and values in buffers that are allocated once."""
+"""The decoder on ONNX Runtime: keys and values in buffers that are allocated once, here on the CPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ class OrtDecoder:
     is read from the length of the attention mask.
     """
 
-    def __init__(self, session: Any, label: str, spec: DecoderSpec, *, device: str) -> None:
+    _DEVICE = "cpu"  # where the buffers live
+
+    def __init__(self, session: Any, label: str, spec: DecoderSpec) -> None:
         """Check the sizes and bind the buffers.
 
         Args:
@@ -33,13 +35,11 @@ class OrtDecoder:
                 embeddings.
             label: The file's name, for messages.
             spec: The sizes of the buffers.
-            device: ``"cpu"`` or ``"cuda"``; the buffers live there.
 
         Raises:
             BundleError: The graph is no decoder of these sizes.
         """
         self._session = session
-        self._device = device
         self._label = label
         self._spec = spec
         self.inputs = tensor_specs(session.get_inputs())
@@ -48,31 +48,38 @@ class OrtDecoder:
         outputs = {tensor.name: tensor for tensor in self.outputs}
         check_decoder(label, spec, self.inputs, self.outputs)
         self._dtype = np.dtype(inputs["inputs_embeds"].dtype)
-        self._mask = np.ones((1, spec.max_length), np.int64)  # a step sees the first `length` of it, without a copy
         _, rows, vocab = outputs["logits"].axes
         self.all_rows = rows != 1  # 1: the builder's prune_lm_head, logits of the last position, however many it reads
         self._logits = np.empty((1, 0, int(vocab)), np.dtype(outputs["logits"].dtype))  # room for the most rows so far
-        self._bound = 0  # rows of it that the graph fills
         self._length = 0
-        self._buffers: list[Any] = []
         with translated(label):
-            self._binding = session.io_binding()
-            self._bind_buffers(np.dtype(inputs["past_key_values.0.key"].dtype), device)
+            self._buffers = self._allocated(np.dtype(inputs["past_key_values.0.key"].dtype))
+            self._prepare()
 
-    def _bind_buffers(self, dtype: np.dtype[Any], device: str) -> None:
+    def _allocated(self, dtype: np.dtype[Any]) -> dict[str, Any]:
+        """Keys and values, as ``0.key``; kept here, because a binding does not keep them."""
         from onnxruntime import OrtValue
 
-        spec, binding = self._spec, self._binding
+        spec = self._spec
         # One position more than a text can have: some graphs give attention an empty one behind a single one.
         empty = np.zeros((1, spec.kv_heads, spec.max_length + 1, spec.head_size), dtype)
-        for layer in range(spec.layers):
-            for part in ("key", "value"):
-                # On a CPU the OrtValue borrows the array's memory: one array each, and the OrtValues are kept, because
-                # the binding does not keep them.
-                buffer = OrtValue.ortvalue_from_numpy(empty.copy(), device, 0)
-                self._buffers.append(buffer)
-                binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", buffer)
-                binding.bind_ortvalue_output(f"present.{layer}.{part}", buffer)
+        names = [f"{layer}.{part}" for layer in range(spec.layers) for part in ("key", "value")]
+        # On a CPU the OrtValue borrows the array's memory, so one array each.
+        return {name: OrtValue.ortvalue_from_numpy(empty.copy(), self._DEVICE, 0) for name in names}
+
+    def _prepare(self) -> None:
+        """Get ready for the first pass."""
+        self._mask = np.ones((1, self._spec.max_length), np.int64)  # a pass sees the first of it, without a copy
+        self._bound = 0  # rows of the logits that the graph fills
+        self._binding = self._bound_to_buffers()
+
+    def _bound_to_buffers(self) -> Any:
+        """A new binding with keys and values."""
+        binding = self._session.io_binding()
+        for name, buffer in self._buffers.items():
+            binding.bind_ortvalue_input(f"past_key_values.{name}", buffer)
+            binding.bind_ortvalue_output(f"present.{name}", buffer)
+        return binding
 
     @property
     def length(self) -> int:
@@ -150,13 +157,17 @@ class OrtDecoder:
         total = self._length + len(embeds)
         feed = np.ascontiguousarray(embeds[None], self._dtype)  # (1, S, Dl)
         with translated(self._label):
-            # Bound for every call: on a GPU the copy to the device happens while binding.
-            self._binding.bind_cpu_input("inputs_embeds", feed)
-            self._binding.bind_cpu_input("attention_mask", self._mask[:, :total])
-            self._bind_logits(len(embeds) if self.all_rows else 1)
-            self._session.run_with_iobinding(self._binding)
+            rows = self._run(feed, total)
         self._length = total
-        return np.asarray(self._logits[0, : self._bound], np.float32)
+        return np.asarray(rows, np.float32)
+
+    def _run(self, feed: NDArray[Any], total: int) -> NDArray[Any]:
+        """Make one pass over (1, S, Dl) that ends at a position; the rows (S, V), or (1, V) where there is one only."""
+        self._binding.bind_cpu_input("inputs_embeds", feed)
+        self._binding.bind_cpu_input("attention_mask", self._mask[:, :total])
+        self._bind_logits(feed.shape[1] if self.all_rows else 1)
+        self._session.run_with_iobinding(self._binding)
+        return self._logits[0, : self._bound]
 
     def batch(self, slots: int) -> OrtBatch | None:
         """Open a decoder of several sequences on the same session; see :class:`trrg_sdk.backends.batch.Batchable`.
@@ -165,9 +176,9 @@ class OrtDecoder:
             slots: The most sequences.
 
         Returns:
-            It, or None on a GPU and where the graph's batch axis is fixed.
+            It, or None where the graph's batch axis is fixed.
         """
-        if self._device != "cpu" or any(isinstance(tensor.axes[0], int) for tensor in (*self.inputs, *self.outputs)):
+        if any(isinstance(tensor.axes[0], int) for tensor in (*self.inputs, *self.outputs)):
             return None
         return OrtBatch(self._session, self._label, self._spec, slots)
 

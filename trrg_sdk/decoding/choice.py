@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trrg_sdk.errors import DeviceError
 
-NEAR_TIE = {"fp32": 1e-3, "fp16": 0.05, "int8": 0.2, "int4": 0.14}
+NEAR_TIE = {"fp32": 1e-3, "fp16": 0.05, "int8": 0.2, "int4": 0.14, "int4-fp16": 0.14}
 """Precision of the decoder → the lead below which a token is decided again, one position a pass.
 
 A kernel sums in another order over several rows than over one, so logits differ by rounding, and from then on so do

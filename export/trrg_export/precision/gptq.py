@@ -26,7 +26,8 @@ from onnx import helper, numpy_helper
 
 from trrg_export.precision.decoder_products import Quantizer, Replacement
 
-INT8_ACTIVATIONS = 4  # accuracy level of MatMulNBits: the fastest on a CPU, which genai's builder chooses there too
+_INT8_ACTIVATIONS = 4  # accuracy level of MatMulNBits: the fastest on a CPU, which genai's builder chooses there too
+_AS_THEY_ARE = 0
 _LEVELS = 15
 _SCHEME = {
     "bits": 4,
@@ -53,11 +54,24 @@ class Calibration:
     reports: Iterable[Array]
     past: tuple[int, int, int, int]
 
-    def feeds(self, names: Iterable[str]) -> Iterator[dict[str, NDArray[Any]]]:
-        """Inputs of the decoder by name, one report at a time."""
-        keys = {name: np.zeros(self.past, np.float32) for name in names if name.startswith("past_key_values.")}
+    def feeds(self, names: Iterable[str], dtype: np.dtype[Any]) -> Iterator[dict[str, NDArray[Any]]]:
+        """Inputs of a decoder that computes in a dtype by name, one report at a time."""
+        keys = {name: np.zeros(self.past, dtype) for name in names if name.startswith("past_key_values.")}
         for report in self.reports:
-            yield {"inputs_embeds": report[None], "attention_mask": np.ones((1, len(report)), np.int64), **keys}
+            embeds = report[None].astype(dtype, copy=False)
+            yield {"inputs_embeds": embeds, "attention_mask": np.ones((1, len(report)), np.int64), **keys}
+
+
+def activations(weights: int) -> int:
+    """In what ``MatMulNBits`` reads its input: in fp32 graphs int8, in fp16 ones, which are for GPUs, as they are.
+
+    Args:
+        weights: ``TensorProto`` type of what is quantized.
+
+    Returns:
+        The operator's ``accuracy_level``.
+    """
+    return _AS_THEY_ARE if weights == onnx.TensorProto.FLOAT16 else _INT8_ACTIVATIONS
 
 
 def embedded_reports(prompts: Array, reports: Sequence[Sequence[int]], table: Array) -> Iterator[Array]:
@@ -81,7 +95,7 @@ def gptq_quantizer(
     """Calibrate.
 
     Args:
-        source: The fp32 decoder with its weights in external data.
+        source: The decoder in fp32 or fp16 with its weights in external data.
         products: Its matrix products.
         block_size: Weights that share a scale.
         calibration: What the decoder reads.
@@ -92,8 +106,9 @@ def gptq_quantizer(
     hessians = _hessians(source, list(dict.fromkeys(node.input[0] for node in products)), calibration)
 
     def quantize(node: onnx.NodeProto, weight: onnx.TensorProto) -> Replacement:
-        levels, scale = _rounded(numpy_helper.to_array(weight), hessians[node.input[0]], block_size)
-        return _packed(node, (weight.dims[0], weight.dims[1]), levels, scale)
+        values = numpy_helper.to_array(weight)
+        levels, scale = _rounded(values.astype(np.float32, copy=False), hessians[node.input[0]], block_size)
+        return _packed(node, weight, levels, scale.astype(values.dtype, copy=False))
 
     return quantize
 
@@ -103,7 +118,7 @@ def _hessians(source: Path, names: list[str], calibration: Calibration) -> Mappi
     import onnxruntime
 
     model = onnx.load(str(source), load_external_data=False)
-    inputs = [value.name for value in model.graph.input]
+    inputs = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
     seen = source.with_name("calibration.onnx")  # beside the weights, where they are looked for
     onnx.save_model(model, str(seen))
@@ -111,11 +126,11 @@ def _hessians(source: Path, names: list[str], calibration: Calibration) -> Mappi
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(seen), options, providers=["CPUExecutionProvider"])
     solvers: dict[str, Any] = {}
-    for feed in calibration.feeds(inputs):
+    for feed in calibration.feeds(inputs, helper.tensor_dtype_to_np_dtype(inputs["inputs_embeds"])):
         for name, value in zip(names, session.run(names, feed), strict=True):
             if name not in solvers:
                 solvers[name] = _solver(value.shape[-1])
-            solvers[name].add_batch(torch.from_numpy(value), None)
+            solvers[name].add_batch(torch.from_numpy(value.astype(np.float32, copy=False)), None)
     return {name: solver.H for name, solver in solvers.items()}
 
 
@@ -132,12 +147,14 @@ def _rounded(weight: Array, hessian: torch.Tensor, block_size: int) -> tuple[NDA
     return levels.to(torch.uint8).numpy(), scale.numpy()
 
 
-def _packed(node: onnx.NodeProto, shape: tuple[int, int], levels: NDArray[np.uint8], scale: Array) -> Replacement:
+def _packed(
+    node: onnx.NodeProto, weight: onnx.TensorProto, levels: NDArray[np.uint8], scale: NDArray[Any]
+) -> Replacement:
     from onnxruntime.quantization.neural_compressor.weight_only import make_matmul_weight_only_node
 
-    block_size = levels.shape[2]
+    block_size, level = levels.shape[2], activations(weight.data_type)
     made, tensors = make_matmul_weight_only_node(
-        node, shape, 4, block_size, levels.shape[1], levels.reshape(-1, block_size), scale, None, INT8_ACTIVATIONS
+        node, tuple(weight.dims), 4, block_size, levels.shape[1], levels.reshape(-1, block_size), scale, None, level
     )
     return [made], tensors
 

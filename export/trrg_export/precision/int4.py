@@ -24,7 +24,7 @@ import onnx
 from onnx import helper
 
 from trrg_export.precision.decoder_products import Quantizer, Replacement, products_of, replace_products
-from trrg_export.precision.gptq import INT8_ACTIVATIONS, Calibration, gptq_quantizer
+from trrg_export.precision.gptq import Calibration, activations, gptq_quantizer
 from trrg_sdk.errors import UsageError
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -62,7 +62,7 @@ def quantize_decoder(source: Path, int4: Int4, calibration: Calibration) -> onnx
     """Quantize the matrix products of a decoder.
 
     Args:
-        source: The fp32 decoder with its weights in external data.
+        source: The decoder in fp32 or fp16 with its weights in external data.
         int4: How.
         calibration: What the decoder reads; only ``gptq`` looks at it.
 
@@ -87,19 +87,20 @@ def _by_weights(node: onnx.NodeProto, weight: onnx.TensorProto, *, int4: Int4) -
         _check_even(node, weight, int4)
     read, written = ([helper.make_empty_tensor_value_info(name)] for name in (node.input[0], node.output[0]))
     graph = helper.make_graph([node], "product", read, written, [weight])
+    level = activations(weight.data_type)
     quantizer = MatMulNBitsQuantizer(
         helper.make_model(graph),
         bits=4,
         block_size=int4.block_size,
         is_symmetric=True,
-        accuracy_level=INT8_ACTIVATIONS,
+        accuracy_level=level,
         algo_config=_library_config(int4),
     )
     quantizer.process()
     made = quantizer.model.model.graph
     (product,) = made.node
     if int4.algorithm == "hqq":  # the only quantizer that does not pass the level on
-        product.attribute.append(helper.make_attribute("accuracy_level", INT8_ACTIVATIONS))
+        product.attribute.append(helper.make_attribute("accuracy_level", level))
     # Copies: a message holds the memory of all that it was made with, here the fp32 weight.
     return [_own(product)], [_own(tensor) for tensor in made.initializer if tensor.name in product.input]
 
