@@ -5,10 +5,13 @@
     trrg-train phantom --count 80 --seed 77 --size 320 --out phantoms
     python tests/benchmarks/iu_decoder.py --reports iu_reports.jsonl.gz --out runs/iu
     python tests/benchmarks/decode.py llama100m mini iu --dicom phantoms --iu runs/iu --write decode.md
+    python tests/benchmarks/decode.py llama1b llama7b iu mini --device cuda --dicom phantoms --iu runs/iu \\
+        --bundles mini_fp16 mini_int4_fp16 --write decode_gpu.md     # with onnxruntime-gpu and onnxruntime-genai-cuda
 
-``llama100m`` is a Llama of 100 M random weights through every engine without drafts, and what a pass over several
-positions costs each; ``mini`` a bundle's decoder on phantoms without and with drafts; ``iu`` real report text, by the
-decoder that ``iu_decoder.py`` trains: what it writes itself, and what people wrote, replayed.
+``llama100m``, ``llama1b`` and ``llama7b`` are Llamas of random weights through every engine without drafts, and what a
+pass over several positions costs each (on a GPU with ``--iu`` also drafts, replayed); ``mini`` a bundle's decoder on
+phantoms without and with drafts; ``iu`` real report text, by the decoder that ``iu_decoder.py`` trains: what it writes
+itself, and what people wrote, replayed.
 
 An engine runs in a process of its own. All take turns, so that a noisy machine hurts all alike; figures are medians of
 the turns, and ratios are those of each turn. A peer that is not installed or fails is a line with the reason. This is
@@ -20,21 +23,27 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from decode_llama import llama_page
+from decode_replay import replay_page
 from decode_reports import iu_page, mini_page
 
 from trrg_sdk.processors import instructions
 
-WORKLOADS = ("llama100m", "mini", "iu")
+LLAMAS = ("llama100m", "llama1b", "llama7b")
+WORKLOADS = (*LLAMAS, "mini", "iu")
 _PACKAGES = (
     "onnxruntime",
+    "onnxruntime-gpu",
     "onnxruntime-genai",
+    "onnxruntime-genai-cuda",
     "openvino",
     "openvino-genai",
     "nncf",
@@ -51,23 +60,29 @@ def page(arguments: argparse.Namespace) -> Iterator[str]:
     yield "Made by (do not edit):"
     yield f"```bash\npython tests/benchmarks/decode.py {' '.join(sys.argv[1:])}\n```"
     yield "\n".join((__doc__ or "").split("\n\n", 2)[2].strip().splitlines())
-    yield "\n".join(machine(arguments.threads))
+    yield "\n".join(machine(arguments.threads, arguments.device))
     started, load = time.perf_counter(), os.getloadavg()[0]
-    if "llama100m" in arguments.workloads:
-        yield from llama_page(layers=arguments.layers, threads=arguments.threads, turns=arguments.turns)
+    effort = {"threads": arguments.threads, "turns": arguments.turns}
+    for shape in LLAMAS:
+        if shape in arguments.workloads:
+            replayed = None
+            if arguments.device == "cuda" and arguments.iu:
+                replayed = partial(replay_page, arguments.iu, studies=arguments.studies, **effort)
+            more = {"layers": arguments.layers, "drafted": replayed}
+            yield from llama_page(shape, device=arguments.device, **effort, **more)
     if "mini" in arguments.workloads:
         files = sorted(arguments.dicom.rglob("*.dcm"))[: arguments.studies]
-        yield from mini_page(arguments.bundles or [None], files, threads=arguments.threads, turns=arguments.turns)
+        yield from mini_page(arguments.bundles or [None], files, device=arguments.device, **effort)
     if "iu" in arguments.workloads:
-        yield from iu_page(arguments.iu, threads=arguments.threads, turns=arguments.turns, studies=arguments.studies)
+        yield from iu_page(arguments.iu, device=arguments.device, studies=arguments.studies, **effort)
     yield (
         f"Took {(time.perf_counter() - started) / 60:.1f} minutes. Processes that wanted to run, mean of a minute: "
         f"{load:.1f} at the start, {os.getloadavg()[0]:.1f} at the end, with one or {arguments.threads} threads of it."
     )
 
 
-def machine(threads: int) -> Iterator[str]:
-    """Lines on processor, threads and versions; nothing that names one machine's folders."""
+def machine(threads: int, device: str) -> Iterator[str]:
+    """Lines on processor, GPU, threads and versions; nothing that names one machine's folders."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -76,6 +91,9 @@ def machine(threads: int) -> Iterator[str]:
         f"{named[0] if named else platform.machine()} ({', '.join(kernels)}), {os.cpu_count()} processors, "
         f"{threads} threads each."
     )
+    if device == "cuda":
+        asked = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+        yield f"GPU, its memory and driver: {subprocess.check_output(asked, text=True).strip()}."
     yield f"Python {platform.python_version()}, {', '.join(map(_versioned, _PACKAGES))}."
 
 
@@ -92,7 +110,8 @@ def main() -> None:
     parser.add_argument("workloads", nargs="+", choices=WORKLOADS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=12, help="of llama100m: fewer show in short whether all runs")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--layers", type=int, help="of the Llamas: fewer show in short whether all runs")
     parser.add_argument("--bundles", nargs="+", type=Path, metavar="BUNDLE", help="of mini; default: the embedded one")
     parser.add_argument("--dicom", type=Path, help="of mini: folder with DICOM files")
     parser.add_argument("--studies", type=int, default=40, help="at most, of mini and iu")

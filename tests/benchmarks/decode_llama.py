@@ -1,18 +1,18 @@
-"""The workload ``llama100m`` of ``decode.py``: one model with random weights through every engine, without drafts."""
+"""The workloads ``llama…`` of ``decode.py``: one model with random weights through every engine, without drafts."""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from decode_peers import Arm, arms
+from decode_peers import Arm, arms, gpu_arms
 from decode_process import EngineFailed, EngineProcess, Timed
 
 from trrg_sdk.manifest import DecoderSpec
@@ -22,15 +22,38 @@ PROMPT, WRITTEN = 64, 96
 _CURVE_TURNS = 9
 _READ = 1 << 30
 _MAKING = 3600.0  # seconds that making the models may take on a busy machine
-_SETTINGS = (
-    "Ours and onnxruntime-genai run the same graphs (genai's with the token table in front), int4 in blocks of 32 "
-    "with the matrix of the logits. genai has past and present in one buffer and threads that spin, its default. "
-    "llama.cpp computes through its C interface with its greedy sampler, compiled for this processor. OpenVINO GenAI "
-    "has its stateful backend (the paged one refuses this graph), keys and values in 8 bits, its default, and "
-    "activations in bf16 but for fp32, where the processor has it. Hugging Face is `generate` with its dynamic cache, "
-    "uncompiled."
-)
-REFERENCE = ("Hugging Face generate, eager", "fp32")
+_SETTINGS = {
+    "cpu": (
+        "Ours and onnxruntime-genai run the same graphs (genai's with the token table in front), int4 in blocks of 32 "
+        "with the matrix of the logits. genai has past and present in one buffer and threads that spin, its default. "
+        "llama.cpp computes through its C interface with its greedy sampler, compiled for this processor. OpenVINO "
+        "GenAI has its stateful backend (the paged one refuses this graph), keys and values in 8 bits, its default, "
+        "and activations in bf16 but for fp32, where the processor has it. Hugging Face is `generate` with its "
+        "dynamic cache, uncompiled."
+    ),
+    "cuda": (
+        "Ours and onnxruntime-genai run the same graphs (genai's with the token table in front), int4 in blocks of 32 "
+        "with the matrix of the logits, both with captured CUDA graphs and one buffer for past and present. Hugging "
+        "Face is `generate` with its dynamic cache, and with its static one, which it compiles."
+    ),
+}
+REFERENCE = {
+    "cpu": ("Hugging Face generate, eager", "fp32"),
+    "cuda": ("Hugging Face generate, static cache, compiled", "fp16"),
+}
+_GOALS = {
+    "cpu": [
+        (("ours", "int4"), ("onnxruntime-genai", "int4"), 1.0),
+        (("ours", "int8"), ("onnxruntime-genai", "int8"), 1.0),
+        (("ours", "fp32"), ("onnxruntime-genai", "fp32"), 1.0),
+        (("ours", "int4"), REFERENCE["cpu"], 6.0),
+    ],
+    "cuda": [
+        (("ours", "fp16"), ("onnxruntime-genai", "fp16"), 1.0),
+        (("ours", "int4-fp16"), ("onnxruntime-genai", "int4-fp16"), 1.0),
+        (("ours", "fp16"), REFERENCE["cuda"], 1.0),
+    ],
+}
 
 
 @dataclass
@@ -82,44 +105,90 @@ def read_bandwidth(threads: int) -> float:
     return _READ / best
 
 
-def llama_page(*, layers: int, threads: int, turns: int) -> Iterator[str]:
+class Gpu:
+    def read_bandwidth(self) -> float:
+        """Bytes a second that the GPU reads of two gibibytes: the best of ten passes."""
+        import torch
+
+        values = torch.randint(0, 9, (_READ // 4,), device="cuda")  # int64
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        best = float("inf")
+        for _ in range(10):
+            start.record()
+            values.max()
+            end.record()
+            torch.cuda.synchronize()
+            best = min(best, start.elapsed_time(end) / 1e3)
+        return 2 * _READ / best
+
+
+def bandwidth_of(device: str, threads: int) -> float:
+    """Bytes a second that are read from the memory of a device."""
+    if device == "cpu":
+        return read_bandwidth(threads)
+    process = EngineProcess(Gpu, threads=threads)
+    try:
+        found: float = process.call("read_bandwidth").result
+        return found
+    finally:
+        process.close()
+
+
+def llama_page(
+    shape: str,
+    *,
+    device: str,
+    threads: int,
+    turns: int,
+    layers: int | None,
+    drafted: Callable[[Path, DecoderSpec], Iterator[str]] | None = None,
+) -> Iterator[str]:
     """Make the models, let all engines take turns, and write the tables.
 
     Args:
-        layers: Of the model; 12 make about 100 M parameters that a pass reads.
+        shape: One of ``decode_models.SHAPES``.
+        device: ``"cpu"`` or ``"cuda"``.
         threads: Of each engine.
         turns: That count; one more comes before them.
+        layers: Of the model, where they are not the shape's.
+        drafted: Writes what follows while the models are there.
     """
-    bandwidth = read_bandwidth(threads)
-    with tempfile.TemporaryDirectory(prefix="decode-") as folder:
+    bandwidth = bandwidth_of(device, threads)
+    with tempfile.TemporaryDirectory(prefix="decode-") as name:
+        folder = Path(name)
         made = EngineProcess(Maker, threads=threads, patience=_MAKING)  # a process: torch and the weights go with it
         try:
-            spec, weights, failed = made.call("make", Path(folder), layers).result
+            spec, weights, failed = made.call("make", folder, shape, layers, device).result
         finally:
             made.close()
-        rows = [Row(arm, failed=failed.get(arm.form, "")) for arm in arms(Path(folder), spec, threads=threads)]
+        known = (arms if device == "cpu" else gpu_arms)(folder, spec, threads=threads)
+        rows = [Row(arm, failed=failed.get(arm.form, "")) for arm in known]
         _measure(rows, threads=threads, turns=turns)
-    read = next(iter(weights.values())) // 4
-    yield f"## llama100m: {read / 1e6:.0f} M random weights a pass, speed only"
-    yield (
-        f"Prompt {PROMPT}, then {WRITTEN} tokens, batch 1, {threads} threads, {turns} turns. A token's time is that of "
-        f"{WRITTEN + 1} tokens less that of the first, over {WRITTEN}. The memory limit is weights / "
-        f"{bandwidth / 1e9:.1f} GB/s, measured. Peak memory is that of the engine's process, loading included."
-    )
-    yield _SETTINGS
-    yield "\n".join(_table(rows, weights, bandwidth))
-    yield "### Milliseconds of a pass over several positions, all logits"
-    yield "\n".join(_curves(rows))
-    yield "### What it must show"
-    yield "\n".join(claims(rows))
+        yield f"## {shape}: {weights['hf/fp16'] / 2e6:.0f} M random weights a pass, speed only"
+        yield (
+            f"Prompt {PROMPT}, then {WRITTEN} tokens, batch 1, {threads} threads, {turns} turns. A token's time is "
+            f"that of {WRITTEN + 1} tokens less that of the first, over {WRITTEN}. The memory limit is weights / "
+            f"{bandwidth / 1e9:.1f} GB/s, measured. Peak memory is that of the engine's process, loading included, "
+            "without a GPU's."
+        )
+        yield _SETTINGS[device]
+        yield "\n".join(_table(rows, weights, bandwidth, REFERENCE[device]))
+        yield "### Milliseconds of a pass over several positions, all logits"
+        yield "\n".join(_curves(rows))
+        yield "### What it must show"
+        yield "\n".join(claims(rows, device))
+        if drafted:
+            yield from drafted(folder, spec)
 
 
 class Maker:
-    def make(self, folder: Path, layers: int) -> tuple[DecoderSpec, dict[str, int], dict[str, str]]:
+    def make(
+        self, folder: Path, shape: str, layers: int | None, device: str
+    ) -> tuple[DecoderSpec, dict[str, int], dict[str, str]]:
         """Make the models; plain values go back, so that the parent need not import torch to read them."""
         from decode_models import make_models
 
-        models = make_models(folder, layers=layers)
+        models = make_models(folder, shape=shape, layers=layers, device=device)
         return models.spec, models.bytes, models.failed
 
 
@@ -174,11 +243,11 @@ def _curve(row: Row, process: EngineProcess, tokens: list[int]) -> None:
     row.curve = {width: statistics.median(values) for width, values in times.items()}
 
 
-def _table(rows: Sequence[Row], weights: dict[str, int], bandwidth: float) -> Iterator[str]:
-    reference = next((row for row in rows if row.key == REFERENCE), None)
+def _table(rows: Sequence[Row], weights: dict[str, int], bandwidth: float, like: tuple[str, str]) -> Iterator[str]:
+    reference = next((row for row in rows if row.key == like), None)
     yield (
         "| engine | precision | tokens/s (least to most) | CPU ms a token | prompt and first token, ms "
-        "| of the memory limit | peak MB | tokens like Hugging Face fp32 |"
+        f"| of the memory limit | peak MB | tokens like {' '.join(like)} |"
     )
     yield "|---|---|---|---|---|---|---|---|"
     for row in rows:
@@ -213,18 +282,12 @@ def _curves(rows: Sequence[Row]) -> Iterator[str]:
             yield f"| {row.arm.name} | {row.arm.precision} | no figures: {row.failed} |" + " |" * len(WIDTHS)
 
 
-def claims(rows: Sequence[Row]) -> Iterator[str]:
+def claims(rows: Sequence[Row], device: str) -> Iterator[str]:
     """Compare without drafts as the goals do: the ratio of each turn, and its median."""
     known = {row.key: row for row in rows if row.whole}
-    goals = [
-        (("ours", "int4"), ("onnxruntime-genai", "int4"), 1.0),
-        (("ours", "int8"), ("onnxruntime-genai", "int8"), 1.0),
-        (("ours", "fp32"), ("onnxruntime-genai", "fp32"), 1.0),
-        (("ours", "int4"), REFERENCE, 6.0),
-    ]
     yield "| ours | against | times as fast (least to most) | goal | equal tokens |"
     yield "|---|---|---|---|---|"
-    for ours, other, goal in goals:
+    for ours, other, goal in _GOALS[device]:
         if ours in known and other in known:
             pairs = zip(known[ours].tokens(), known[other].tokens(), strict=False)  # one may have failed on the way
             ratios = sorted(theirs / mine for mine, theirs in pairs)

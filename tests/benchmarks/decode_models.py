@@ -1,13 +1,14 @@
 """A Llama with random weights in the form that each engine of ``decode.py`` reads; speed does not depend on weights.
 
-Everything is made from one model: the graphs of our exports in fp32, int8 and int4, the same graphs with the token
-table in front for onnxruntime-genai (its runtime starts from token ids), GGUF files for llama.cpp, and the stateful
-graph that OpenVINO GenAI expects, in fp32, int8 and int4 (the latter two by NNCF).
+Everything is made from one model: the graphs of our exports in fp32, int8 and int4, or for a GPU in fp16 and int4-fp16;
+the same graphs with the token table in front for onnxruntime-genai (its runtime starts from token ids); and for a CPU
+GGUF files for llama.cpp, and the stateful graph that OpenVINO GenAI expects, in fp32, int8 and int4 (by NNCF).
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +25,39 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trrg_export.genai import build_decoder
 from trrg_export.precision import int4, int8_decoder
 from trrg_export.precision.gptq import Calibration
+from trrg_export.precision.half_decoder import logits_in_fp32
 from trrg_export.to_onnx import clean, quiet, save
 from trrg_sdk.manifest import DecoderSpec
 
 BOS, EOS = 1, 2
 POSITIONS = 512
-OURS = ("fp32", "int8", "int4")
+OURS = {"cpu": ("fp32", "int8", "int4"), "cuda": ("fp16", "int4-fp16")}
+SHAPES = {
+    "llama100m": {
+        "vocab_size": 20_000,
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 12,
+    },
+    "llama1b": {  # TinyLlama's
+        "vocab_size": 32_000,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+    },
+    "llama7b": {  # Llama 2's
+        "vocab_size": 32_000,
+        "hidden_size": 4096,
+        "intermediate_size": 11_008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    },
+}
 _OPENVINO = "openvino_model.xml"
 
 
@@ -51,50 +79,51 @@ class Models:
     failed: dict[str, str]
 
 
-def config_of(layers: int) -> LlamaConfig:
-    """A Llama of 7.1 M parameters a layer and 15.4 M for the logits."""
-    return LlamaConfig(
-        vocab_size=20_000,
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=layers,
-        num_attention_heads=12,
-        num_key_value_heads=12,
-        max_position_embeddings=POSITIONS,
-        tie_word_embeddings=False,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        pad_token_id=EOS,
-    )
+def config_of(shape: str, layers: int | None) -> LlamaConfig:
+    """A Llama of one of ``SHAPES``, with fewer or more layers where that is said."""
+    sizes = SHAPES[shape] | ({"num_hidden_layers": layers} if layers else {})
+    ids = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS}
+    return LlamaConfig(max_position_embeddings=POSITIONS, tie_word_embeddings=False, **ids, **sizes)
 
 
-def make_models(folder: Path, *, layers: int) -> Models:
+def random_llama(config: LlamaConfig, device: str) -> LlamaForCausalLM:
+    """Random weights on the CPU: fp32, or fp16 as a GPU draws them, where 7 B of them take seconds."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float16 if device == "cuda" else torch.float32)
+    try:
+        with torch.device(device):
+            return LlamaForCausalLM(config).eval().cpu()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def make_models(folder: Path, *, shape: str, layers: int | None, device: str) -> Models:
     """Write the model in every form that the installed packages can.
 
     Args:
         folder: An empty one.
-        layers: Of the model.
+        shape: One of ``SHAPES``.
+        layers: Of the model; None takes the shape's own.
+        device: ``"cpu"`` or ``"cuda"``.
     """
-    torch.manual_seed(0)
-    config = config_of(layers)
-    llm = LlamaForCausalLM(config).eval()
+    config = config_of(shape, layers)
+    llm = random_llama(config, device)
     spec = DecoderSpec(
-        layers=layers,
+        layers=config.num_hidden_layers,
         kv_heads=config.num_key_value_heads,
         head_size=config.head_dim,
         hidden_size=config.hidden_size,
         max_length=POSITIONS,
     )
     read = sum(value.numel() for value in llm.parameters()) - llm.get_input_embeddings().weight.numel()
-    made = Models(folder, spec, {"hf/fp32": 4 * read, "hf/bf16": 2 * read}, {})
+    made = Models(folder, spec, {"hf/fp32": 4 * read, "hf/bf16": 2 * read, "hf/fp16": 2 * read}, {})
     np.save(folder / "table.npy", llm.get_input_embeddings().weight.detach().numpy())
     write_huggingface(llm, folder / "hf")
-    made.bytes.update(write_ours(llm, folder))
-    writers: dict[str, tuple[Callable[..., int], tuple[str, ...]]] = {
-        "genai": (write_genai, OURS),
-        "gguf": (write_gguf, ("f32", "q8_0", "q4_0")),
-        "openvino": (write_openvino, OURS),
-    }
+    made.bytes.update((write_ours if device == "cpu" else write_ours_in_half)(llm, folder))
+    writers: dict[str, tuple[Callable[..., int], tuple[str, ...]]] = {"genai": (write_genai, OURS[device])}
+    if device == "cpu":
+        writers["gguf"] = write_gguf, ("f32", "q8_0", "q4_0")
+        writers["openvino"] = write_openvino, OURS["cpu"]
     for name, (write, precisions) in writers.items():
         for precision in precisions:
             try:
@@ -104,7 +133,7 @@ def make_models(folder: Path, *, layers: int) -> Models:
                 made.failed[f"{name}/{precision}"] = one_line(error)
     if why := made.failed.get("openvino/fp32"):  # the same file, its weights in bf16 once it is open
         made.failed["openvino/bf16"] = why
-    else:
+    elif "openvino/fp32" in made.bytes:
         made.bytes["openvino/bf16"] = made.bytes["openvino/fp32"] // 2
     return made
 
@@ -137,14 +166,37 @@ def write_ours(llm: LlamaForCausalLM, folder: Path) -> dict[str, int]:
         for precision, model in rounded.items():
             (target / precision).mkdir()
             save(clean(model), target / precision / "decoder.onnx")
-    return {f"ours/{kind}": sum(path.stat().st_size for path in (target / kind).iterdir()) for kind in OURS}
+    return {f"ours/{kind}": size_of(target / kind) for kind in OURS["cpu"]}
+
+
+def write_ours_in_half(llm: LlamaForCausalLM, folder: Path) -> dict[str, int]:
+    """Write the decoder graphs of our exports for GPUs; return their weights in bytes."""
+    target = folder / "ours"
+    target.mkdir()
+    with quiet():
+        built = target / "fp16" / "decoder.onnx"
+        build_decoder(llm, folder / "hf", built.parent, "fp16")
+        nothing = Calibration((), (1, llm.config.num_key_value_heads, 0, llm.config.head_dim))
+        four = clean(int4.quantize_decoder(built, int4.Int4(), nothing))
+        logits_in_fp32(four)
+        (target / "int4-fp16").mkdir()
+        save(four, target / "int4-fp16" / "decoder.onnx")
+        model = clean(onnx.load(str(built), load_external_data=False))
+        logits_in_fp32(model)
+        onnx.save(model, str(built))
+    return {f"ours/{kind}": size_of(target / kind) for kind in OURS["cuda"]}
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of its files."""
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def write_genai(llm: LlamaForCausalLM, folder: Path, precision: str) -> int:
     """Write our graph with the token table in front, for the runtime that begins with token ids; return its weights."""
     source, target = folder / "ours" / precision, folder / "genai" / precision
     target.mkdir(parents=True)
-    model = onnx.load(str(source / "decoder.onnx"))
+    model = onnx.load(str(source / "decoder.onnx"), load_external_data=False)
     (embeds,) = (value for value in model.graph.input if value.name == "inputs_embeds")
     model.graph.input.remove(embeds)
     ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch_size", "sequence_length"])
@@ -152,9 +204,11 @@ def write_genai(llm: LlamaForCausalLM, folder: Path, precision: str) -> int:
     table = numpy_helper.from_array(np.load(folder / "table.npy"), "token_embedding")
     model.graph.initializer.append(table)
     model.graph.node.insert(0, helper.make_node("Gather", [table.name, ids.name], [embeds.name], name="embed"))
-    onnx.save(model, str(target / "model.onnx"), save_as_external_data=True, location="model.onnx.data")
+    onnx.save(model, str(target / "model.onnx"))
+    for data in source.glob("*.data"):  # named in the graph: the weights are the same file
+        os.link(data, target / data.name)
     (target / "genai_config.json").write_text(json.dumps(_genai_config(llm.config)))
-    return sum(path.stat().st_size for path in source.iterdir())
+    return size_of(source)
 
 
 def _genai_config(config: LlamaConfig) -> dict[str, Any]:

@@ -41,13 +41,14 @@ class Engine(Protocol):
 class Ours:
     """Our loop without drafts on our ONNX Runtime backend."""
 
-    def __init__(self, folder: Path, *, spec: DecoderSpec, table: Path, threads: int) -> None:
+    def __init__(self, folder: Path, *, spec: DecoderSpec, table: Path, threads: int, device: str = "cpu") -> None:
         from trrg_sdk.backends import onnxruntime
         from trrg_sdk.backends.large_pages import LEAST_WEIGHTS, LargePages
 
-        self._decoder = onnxruntime.open_backend(device="cpu", threads=threads).decoder(folder / "decoder.onnx", spec)
+        self._decoder = onnxruntime.open_backend(device=device, threads=threads).decoder(folder / "decoder.onnx", spec)
         self._table = np.load(table, mmap_mode="r")
-        self.pages = LargePages(LEAST_WEIGHTS)  # as the engine of a Reporter, which has these loops, does
+        # As the engine of a Reporter, which has these loops, does.
+        self.pages = LargePages(LEAST_WEIGHTS if device == "cpu" else 0)
         self._prompt = 0
 
     def write(self, prompt: Sequence[int], count: int) -> list[int]:
@@ -69,16 +70,19 @@ class Ours:
 
 
 class HuggingFace:
-    """``generate`` of transformers."""
+    """``generate`` of transformers; with a static cache it compiles itself, and only writes."""
 
-    def __init__(self, folder: Path, *, dtype: str, attention: str, threads: int) -> None:
+    def __init__(
+        self, folder: Path, *, dtype: str, attention: str, threads: int, device: str = "cpu", static: bool = False
+    ) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(threads)
         self._torch = torch
+        self._device, self._static = device, static
         self._model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), attn_implementation=attention
+            folder, dtype=getattr(torch, dtype), attn_implementation=attention, device_map=device
         ).eval()
         self._cache: Any = None
         self._prompt: Sequence[int] = ()
@@ -86,7 +90,7 @@ class HuggingFace:
     def write(self, prompt: Sequence[int], count: int) -> list[int]:
         """See :class:`Engine`."""
         self._prompt, self._cache = prompt, None
-        ids = self._torch.tensor([list(prompt)])
+        ids = self._torch.tensor([list(prompt)], device=self._device)
         with self._torch.inference_mode():
             out = self._model.generate(
                 ids,
@@ -95,6 +99,7 @@ class HuggingFace:
                 min_new_tokens=count,
                 max_new_tokens=count,
                 pad_token_id=0,
+                **({"cache_implementation": "static"} if self._static else {}),
             )
         return [int(token) for token in out[0, len(prompt) :]]
 
@@ -102,6 +107,8 @@ class HuggingFace:
         """See :class:`Engine`."""
         from transformers import DynamicCache
 
+        if self._static:
+            raise NotImplementedError("a pass over several positions is that of the dynamic cache, compiled or not")
         if self._cache is None:
             self._cache = DynamicCache(config=self._model.config)
             self.read(self._prompt)
@@ -111,17 +118,22 @@ class HuggingFace:
     def read(self, tokens: Sequence[int]) -> None:
         """See :class:`Engine`."""
         with self._torch.inference_mode():
-            self._model(self._torch.tensor([list(tokens)]), past_key_values=self._cache, use_cache=True)
+            ids = self._torch.tensor([list(tokens)], device=self._device)
+            logits = self._model(ids, past_key_values=self._cache, use_cache=True).logits
+            float(logits[0, -1, 0])  # a GPU has finished then
 
 
 class OnnxRuntimeGenai:
-    """onnxruntime-genai's own loop, past and present in one buffer."""
+    """onnxruntime-genai's own loop, past and present in one buffer; on a GPU its passes are captured."""
 
-    def __init__(self, folder: Path, *, threads: int) -> None:
+    def __init__(self, folder: Path, *, threads: int, device: str = "cpu") -> None:
         import onnxruntime_genai
 
         config = json.loads((folder / "genai_config.json").read_text())
-        config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = threads
+        options = config["model"]["decoder"]["session_options"]
+        options["intra_op_num_threads"] = threads
+        if device == "cuda":
+            options["provider_options"] = [{"cuda": {"enable_cuda_graph": "1"}}]
         (folder / "genai_config.json").write_text(json.dumps(config))
         self._library = onnxruntime_genai
         self._model = onnxruntime_genai.Model(str(folder))
@@ -281,8 +293,31 @@ class Arm:
     packages: tuple[str, ...]
 
 
+def gpu_arms(folder: Path, spec: DecoderSpec, *, threads: int) -> list[Arm]:
+    """Every engine that runs on a CUDA device, at every precision that it has.
+
+    Args:
+        folder: Of :func:`decode_models.make_models`.
+        spec: Sizes of our decoder.
+        threads: Of the processor, for each engine.
+    """
+    found: list[Arm] = []
+    where = {"threads": threads, "device": "cuda"}
+    for kind in ("fp16", "int4-fp16"):
+        make = partial(Ours, folder / "ours" / kind, spec=spec, table=folder / "table.npy", **where)
+        genai = partial(OnnxRuntimeGenai, folder / "genai" / kind, **where)
+        found.append(Arm("ours", kind, f"ours/{kind}", make, ("onnxruntime-gpu",)))
+        found.append(Arm("onnxruntime-genai", kind, f"genai/{kind}", genai, ("onnxruntime-genai-cuda",)))
+    huggingface = partial(HuggingFace, folder / "hf", dtype="float16", attention="sdpa", **where)
+    packages = ("transformers", "torch")
+    found.append(Arm("Hugging Face generate, sdpa", "fp16", "hf/fp16", huggingface, packages))
+    compiled = partial(huggingface, static=True)
+    found.append(Arm("Hugging Face generate, static cache, compiled", "fp16", "hf/fp16", compiled, packages))
+    return found
+
+
 def arms(folder: Path, spec: DecoderSpec, *, threads: int) -> list[Arm]:
-    """Every engine at every precision that it has.
+    """Every engine at every precision that it has, on the CPU.
 
     Args:
         folder: Of :func:`decode_models.make_models`.

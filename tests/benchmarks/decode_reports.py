@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from decode_llama import WIDTHS, read_bandwidth
+from decode_llama import WIDTHS, bandwidth_of
 from decode_process import EngineFailed, EngineProcess
 from numpy.typing import NDArray
 
@@ -29,12 +29,12 @@ from trrg_sdk.labeler import label_sentence
 from trrg_sdk.preprocess import Preprocess
 
 _CURVE_TURNS = 40
-_KINDS = {
+KINDS = {
     "own": "What the decoder writes",
     "human": "What people wrote, replayed through real passes",
     "random": "What the decoder writes, with drafts that are always wrong",
 }
-_GOALS = (("ONNX Runtime fp32", "ONNX Runtime fp32", 2.0), ("OpenVINO bf16", "OpenVINO bf16", 2.0))
+_GOALS = tuple((name, name, 2.0) for name in ("ONNX Runtime fp32", "OpenVINO bf16", "ONNX Runtime fp16"))
 Prompt = NDArray[np.float32]
 
 
@@ -74,7 +74,7 @@ class Turn(NamedTuple):
     distinct: int
 
 
-class _Wrong(StoreDrafter):
+class Wrong(StoreDrafter):
     """Guesses that are as sure as the store's, and wrong."""
 
     def line(self, written: Sequence[int]) -> Iterator[tuple[int, float]]:
@@ -175,16 +175,17 @@ class Writer:
         return self.weights
 
 
-def open_mini(folder: Path | None, files: list[Path], *, threads: int) -> Writer:
+def open_mini(folder: Path | None, files: list[Path], *, device: str, threads: int) -> Writer:
     """Open a bundle's decoder; half of the images make a store where the bundle has none, the others are written.
 
     Args:
         folder: Of the bundle; None is the embedded one.
         files: DICOM files.
+        device: ``"cpu"`` or ``"cuda"``.
         threads: For each graph.
     """
     bundle = Bundle.load(folder) if folder else Bundle.embedded()
-    backend = open_backend(device="cpu", threads=threads)
+    backend = open_backend(device=device, threads=threads)
     graph = bundle.manifest.graph("decoder", target=backend.target)
     decoder, table = open_decoder(backend, bundle), np.asarray(bundle.token_embedding())
     eos, limit = bundle.manifest.tokenizer.eos_token_id, bundle.manifest.decoding.max_new_tokens
@@ -233,13 +234,14 @@ def _own_store(bundle: Bundle, texts: list[Generation]) -> ReportStore:
     return ReportStore(build_store(reports, ends=ends, least=1, findings=findings), ends=ends)
 
 
-def open_iu(folder: Path, name: str, kind: str, *, studies: int, threads: int) -> Writer:
+def open_iu(folder: Path, name: str, kind: str, *, device: str, studies: int, threads: int) -> Writer:
     """Open a decoder of the IU reports.
 
     Args:
         folder: Of ``iu_decoder.py``.
         name: One of ``iu_workload.decoders``.
-        kind: A key of ``_KINDS``.
+        kind: A key of ``KINDS``.
+        device: ``"cpu"`` or ``"cuda"``.
         studies: At most: what the decoder writes once for each condition, what people wrote as it comes.
         threads: For the graph.
     """
@@ -247,7 +249,7 @@ def open_iu(folder: Path, name: str, kind: str, *, studies: int, threads: int) -
 
     workload = load_workload(folder)
     precision, opened = next(
-        (precision, opened) for known, precision, opened in decoders(workload, threads) if known == name
+        (precision, opened) for known, precision, opened in decoders(workload, device, threads) if known == name
     )
     decoder = opened()
     human = kind == "human"
@@ -256,16 +258,20 @@ def open_iu(folder: Path, name: str, kind: str, *, studies: int, threads: int) -
         for one in (workload.studies if human else workload.distinct())[:studies]
     ]
     near_tie = 0.0 if passes_agree(decoder, workload.table) else NEAR_TIE.get(precision, UNTRIED)
-    drafter = (_Wrong if kind == "random" else StoreDrafter)(workload.store)
+    drafter = (Wrong if kind == "random" else StoreDrafter)(workload.store)
     stored = workload.file(precision if name.startswith("ONNX") else "explicit").stat().st_size
     weights = stored // 2 if precision == "bf16" else stored
     return Writer(decoder, workload.table, tasks, workload.eos, workload.limit, near_tie, drafter, weights)
 
 
-def mini_page(bundles: Sequence[Path | None], files: Sequence[Path], *, threads: int, turns: int) -> Iterator[str]:
+def mini_page(
+    bundles: Sequence[Path | None], files: Sequence[Path], *, device: str, threads: int, turns: int
+) -> Iterator[str]:
     """Write the tables of bundles on phantoms."""
     opened = {
-        str(folder.name if folder else "embedded"): partial(open_mini, folder, list(files), threads=threads)
+        str(folder.name if folder else "embedded"): partial(
+            open_mini, folder, list(files), device=device, threads=threads
+        )
         for folder in bundles
     }
     yield "## mini: bundles on phantoms"
@@ -273,28 +279,40 @@ def mini_page(bundles: Sequence[Path | None], files: Sequence[Path], *, threads:
         f"{len(files) - len(files) // 2} of {len(files)} images. A bundle without a report store is given one of what "
         "it writes about the other half. Such small weights stay in the processor's cache: memory is no limit."
     )
-    yield from _pages(opened, threads=threads, turns=turns, mini=True)
+    yield from pages(opened, bandwidth_of(device, threads), threads=threads, turns=turns, mini=True)
 
 
-def iu_page(folder: Path, *, threads: int, turns: int, studies: int) -> Iterator[str]:
+def iu_page(folder: Path, *, device: str, threads: int, turns: int, studies: int) -> Iterator[str]:
     """Write the tables of real report text."""
     from iu_workload import decoders, load_workload
 
-    names = [name for name, _, _ in decoders(load_workload(folder), threads)]
+    names = [name for name, _, _ in decoders(load_workload(folder), device, threads)]
+    bandwidth = bandwidth_of(device, threads)
     yield "## iu: real report text"
     yield (
         "A decoder trained on the train reports writes about val studies, one for each condition (it writes the same "
         "about the others); people's reports are those of val in their order, and a text that comes again does not "
         "count. The report store is of train alone. Weights that fit the processor's cache are not held up by memory."
     )
-    for kind, title in _KINDS.items():
+    for kind, title in KINDS.items():
         yield f"### {title}"
-        opened = {name: partial(open_iu, folder, name, kind, studies=studies, threads=threads) for name in names}
-        yield from _pages(opened, threads=threads, turns=turns, mini=False)
+        sizes = {"device": device, "studies": studies, "threads": threads}
+        opened = {name: partial(open_iu, folder, name, kind, **sizes) for name in names}
+        yield from pages(opened, bandwidth, threads=threads, turns=turns)
 
 
-def _pages(opened: Mapping[str, Callable[[], Writer]], *, threads: int, turns: int, mini: bool) -> Iterator[str]:
-    """Let all writers take turns and describe them."""
+def pages(
+    opened: Mapping[str, Callable[[], Writer]], bandwidth: float, *, threads: int, turns: int, mini: bool = False
+) -> Iterator[str]:
+    """Let all writers take turns and describe them.
+
+    Args:
+        opened: What opens each, by its name.
+        bandwidth: Bytes a second that are read from memory.
+        threads: For each.
+        turns: That count; one more comes before them.
+        mini: Whether to measure how far leads move, and to leave the goals out.
+    """
     processes, failed = dict[str, EngineProcess](), dict[str, str]()
     try:
         for name, make in opened.items():
@@ -308,7 +326,7 @@ def _pages(opened: Mapping[str, Callable[[], Writer]], *, threads: int, turns: i
                 turn = process.call("turn").result
                 if number:  # the first one does not count
                     collected[name].append(turn)
-        yield "\n".join(_table(collected, processes, failed, read_bandwidth(threads)))
+        yield "\n".join(_table(collected, processes, failed, bandwidth))
         yield "\n".join(_curves(processes, noise=mini))
         if collected and not mini:
             yield "\n".join(_claims(collected))

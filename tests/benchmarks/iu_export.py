@@ -22,6 +22,7 @@ from trrg_export.drafts import findings_of, sentence_ends
 from trrg_export.genai import build_decoder
 from trrg_export.precision import int4, int8_decoder
 from trrg_export.precision.gptq import Calibration
+from trrg_export.precision.half_decoder import logits_in_fp32
 from trrg_export.to_onnx import clean, quiet, save
 from trrg_sdk.decoding.store import build_store
 from trrg_sdk.manifest import DecoderSpec
@@ -33,7 +34,7 @@ Array = NDArray[Any]
 
 
 def write_decoders(llm: Any, tokenizer: Tokenizer, folder: Path, *, prompt: int) -> None:
-    """Write the decoder in each precision for ONNX Runtime, and of standard operators for OpenVINO.
+    """Write the decoder in each precision for ONNX Runtime on CPUs and GPUs, and of standard operators for OpenVINO.
 
     Args:
         llm: Trained, a Llama.
@@ -57,6 +58,14 @@ def write_decoders(llm: Any, tokenizer: Tokenizer, folder: Path, *, prompt: int)
         }
         for precision, model in rounded.items():
             make_rows_alike(model)
+            save(clean(model), folder / f"decoder_{precision}.onnx")
+        half = Path(scratch) / "fp16" / "decoder.onnx"
+        build_decoder(llm, source, half.parent, "fp16")
+        for precision, model in (
+            ("fp16", onnx.load(str(half))),
+            ("int4-fp16", int4.quantize_decoder(half, int4.Int4(), nothing)),
+        ):
+            logits_in_fp32(model)
             save(clean(model), folder / f"decoder_{precision}.onnx")
         save(build_explicit_decoder(llm), folder / "decoder_explicit.onnx")
     config = llm.config

@@ -1,7 +1,7 @@
 """What ``iu_decoder.py`` left in its folder, ready to be decoded: real report text for benchmarks.
 
     workload = load_workload(Path("runs/iu"))
-    decoder = workload.decoder("int8", threads=2)
+    decoder = workload.decoder("int8", device="cpu", threads=2)
     for study in workload.distinct():                         # one study for each condition
         generate(decoder, study.prompt, workload.table, eos=EOS_ID, max_new_tokens=workload.limit)
 
@@ -26,7 +26,7 @@ from trrg_sdk.backends.base import Decoder
 from trrg_sdk.decoding.store import ReportStore, StoreArrays
 from trrg_sdk.manifest import DecoderSpec, TensorSpec
 
-PRECISIONS = ("fp32", "int8", "int4")
+PRECISIONS = {"cpu": ("fp32", "int8", "int4"), "cuda": ("fp16", "int4-fp16")}
 
 
 UNTRIED = 0.3
@@ -82,9 +82,9 @@ class Workload:
         """The decoder for ONNX Runtime; ``"explicit"`` is the fp32 graph of standard operators."""
         return self.folder / f"decoder_{precision}.onnx"
 
-    def decoder(self, precision: str, *, threads: int) -> Decoder:
+    def decoder(self, precision: str, *, device: str, threads: int) -> Decoder:
         """Open our decoder on ONNX Runtime in one of ``PRECISIONS``."""
-        return onnxruntime.open_backend(device="cpu", threads=threads).decoder(self.file(precision), self.spec)
+        return onnxruntime.open_backend(device=device, threads=threads).decoder(self.file(precision), self.spec)
 
 
 def load_workload(folder: Path) -> Workload:
@@ -183,12 +183,15 @@ class Replay:
         return rows
 
 
-def decoders(workload: Workload, threads: int) -> list[tuple[str, str, Callable[[], Decoder]]]:
+def decoders(workload: Workload, device: str, threads: int) -> list[tuple[str, str, Callable[[], Decoder]]]:
     """Name, precision and how to open each."""
     explicit = workload.file("explicit")
     ours: list[tuple[str, str, Callable[[], Decoder]]] = [
-        (f"ONNX Runtime {name}", name, lambda name=name: workload.decoder(name, threads=threads)) for name in PRECISIONS
+        (f"ONNX Runtime {name}", name, lambda name=name: workload.decoder(name, device=device, threads=threads))
+        for name in PRECISIONS[device]
     ]
+    if device != "cpu":
+        return ours
     theirs: list[tuple[str, str, Callable[[], Decoder]]] = [
         (
             f"OpenVINO {name}",

@@ -64,7 +64,7 @@ def main() -> None:
         folder = Path(home)
         maker = EngineProcess(Maker, threads=args.threads, patience=3600)
         try:
-            spec, *_ = maker.call("make", folder, args.layers).result
+            spec, *_ = maker.call("make", folder, "llama100m", args.layers, "cpu").result
         finally:
             maker.close()
         found = {}
