@@ -59,7 +59,7 @@ class Scripted:
         """The text's own next tokens, but for each so many that is wrong."""
         start = len(written)
         guesses = self._text[start : start + min(self._length, most)]
-        return [token + 1 if (start + at) % self._wrong == 0 else token for at, token in enumerate(guesses)]
+        return [token ^ 1 if (start + at) % self._wrong == 0 else token for at, token in enumerate(guesses)]
 
     def learn(self, made: Pass) -> None:
         """Nothing."""

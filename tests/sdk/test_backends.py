@@ -261,18 +261,6 @@ def test_a_silent_fallback_is_noticed(monkeypatch: pytest.MonkeyPatch, failure: 
     assert open_backend(device="auto").device == "cpu"
 
 
-@pytest.mark.gpu
-def test_cuda_agrees_with_the_cpu(bundle: Bundle, ort: Backend) -> None:
-    try:
-        cuda = open_backend(device="cuda")
-    except DeviceError as error:
-        pytest.skip(str(error))
-    ours = open_graphs(cuda, bundle, ["vision"])["vision"].run({"pixels": EXPECTED["pixels"]})
-    np.testing.assert_allclose(ours["patches"], EXPECTED["patches"], atol=1e-3)
-    text = generate(open_decoder(cuda, bundle), EXPECTED["prompt"], bundle.token_embedding(), eos=2, max_new_tokens=48)
-    assert text.ids == tuple(EXPECTED["ids"])
-
-
 def test_foreign_errors_are_onnxruntimes() -> None:
     names = {error.__name__ for error in foreign_errors()}
     assert {"Fail", "InvalidArgument", "NoSuchFile", "InvalidProtobuf", "InvalidGraph", "RuntimeException"} <= names
