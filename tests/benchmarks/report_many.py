@@ -2,8 +2,9 @@
 
     trrg-train phantom --count 200 --seed 7 --size 512 --out phantom
     python tests/benchmarks/report_many.py --studies phantom --soak 5000 --write tests/benchmarks/results/report_many.md
+    python tests/benchmarks/report_many.py --studies phantom --bundle mini_fp16 --device cuda         # on a GPU
 
-Both run in one process with one reporter of the embedded bundle, at their defaults, over the same files, and take
+Both run in one process with one reporter, of the embedded bundle unless another is named, over the same files, and take
 turns, so that a noisy machine hurts both alike; each turn gives one ratio. Every turn compares the outcomes. The steps
 are timed in the turns of the loop by the reports themselves, so they do not overlap. CPU time is that of all threads,
 which other processes change least: where it is the same for both, the gain is that of the second core.
@@ -127,13 +128,15 @@ def main() -> int:
     """Measure, print and perhaps write the page."""
     parser = argparse.ArgumentParser(description="report_many against a loop over report")
     parser.add_argument("--studies", required=True, type=Path, help="a folder of DICOM files")
+    parser.add_argument("--bundle", type=Path, help="default: the embedded one")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--soak", type=int, default=0, metavar="N", help="studies of the soak (default: none)")
     parser.add_argument("--beside", default="", metavar="TEXT", help="what ran on the machine meanwhile, for the page")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="where the page goes")
     args = parser.parse_args()
     files = sorted(args.studies.rglob("*.dcm"))
-    reporter = Reporter()
+    reporter = Reporter(args.bundle, device=args.device)
     many(reporter, files[:20])  # opens everything
     pairs = []
     for turn in range(args.turns):
@@ -145,6 +148,8 @@ def main() -> int:
     if points:
         print(f"soak: {points}", file=sys.stderr, flush=True)
     options = [f"--studies phantom --turns {args.turns}", *([f"--soak {args.soak}"] if args.soak else [])]
+    if args.bundle:
+        options += [f"--bundle {args.bundle.name} --device {reporter.device}"]
     command = f"python tests/benchmarks/report_many.py {' '.join(options)}"
     text = "\n".join(page(pairs, points, command, args.beside)) + "\n"
     print(text)
