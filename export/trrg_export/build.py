@@ -105,7 +105,7 @@ class ExportOptions:
     def packages(self) -> tuple[str, ...]:
         """Distributions that such a bundle is made with."""
         of_targets = [name for target in self.targets for name in TARGETS[target].PACKAGES]
-        return (*describe.CREATED_BY, *of_targets, *self.int4().packages)
+        return (*describe.creators(), *of_targets, *self.int4().packages)
 
 
 def allowed_precisions(targets: Sequence[str]) -> tuple[str, ...]:

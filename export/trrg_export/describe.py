@@ -43,10 +43,11 @@ _WARNING = (
     "a radiologist together with the image."
 )
 _ADULT = 18
-CREATED_BY = (
+_CREATED_BY = (
     *("torch", "transformers", "optimum", "onnx", "onnxscript", "onnxruntime", "onnxruntime-genai"),
     *("numpy", "tokenizers"),
 )
+_FOR_GPUS = {"onnxruntime": "onnxruntime-gpu", "onnxruntime-genai": "onnxruntime-genai-cuda"}
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
@@ -56,6 +57,18 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
         packages: Names as pip has them, all installed.
     """
     return {name: importlib.metadata.version(name) for name in sorted(packages)}
+
+
+def creators() -> tuple[str, ...]:
+    """The packages that make every bundle, ONNX Runtime's under the names that they have here."""
+    return tuple(_FOR_GPUS[name] if name in _FOR_GPUS and not _installed(name) else name for name in _CREATED_BY)
+
+
+def _installed(name: str) -> bool:
+    try:
+        return bool(importlib.metadata.distribution(name))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def graph_file(name: str) -> str:
@@ -204,5 +217,5 @@ def _provenance(checkpoint: Checkpoint) -> ProvenanceSpec:
         code_version=code_version(),
         checkpoint_sha256=checkpoint_sha256(checkpoint.folder),
         data=checkpoint.meta.data,
-        created_by=versions(CREATED_BY),
+        created_by=versions(creators()),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,38 @@ def test_passes_of_every_width_continue_the_text(bundle: Bundle, decoder: OnTheC
             one.truncate(kept)
         assert (decoder.length, decoder.free) == (other.length, other.free)
     assert set(decoder._passes) == set(range(1, 18)), "one of 19 positions is not kept"
+
+
+def test_passes_are_made_in_two_threads_at_most(
+    bundle: Bundle, decoder: OnTheCpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is captured belongs to a thread: the first one's and that of all others, each with every width once."""
+    made: list[tuple[str, int]] = []
+    real = decoder._made
+    monkeypatch.setattr(
+        decoder,
+        "_made",
+        lambda feed, total: made.append((threading.current_thread().name, feed.shape[1])) or real(feed, total),
+    )
+    table = np.asarray(bundle.token_embedding())
+
+    def text() -> tuple[tuple[int, ...], np.ndarray[Any, Any]]:
+        written = generate(decoder, EXPECTED["prompt"], table, eos=2, max_new_tokens=48)
+        return written.ids, decoder.read(table[:4]).copy()
+
+    first = text()
+    for _ in range(3):
+        with ThreadPoolExecutor(1) as pool:
+            ids, rows = pool.submit(text).result()
+        assert ids == first[0] == tuple(EXPECTED["ids"])
+        np.testing.assert_array_equal(rows, first[1])
+    threads = {name for name, _ in made}
+    assert len(threads) == 2
+    assert any(name.startswith("trrg-cuda") for name in threads)
+    for name in threads:
+        widths = [width for thread, width in made if thread == name and width > 1]
+        assert set(widths) >= set(range(2, 18))
+        assert widths.count(17) == 1, "captured once, not for each text or thread"
 
 
 def test_a_prompt_is_read_without_a_look_at_its_logits(decoder: OnTheCpu, monkeypatch: pytest.MonkeyPatch) -> None:

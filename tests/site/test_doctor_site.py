@@ -12,6 +12,7 @@ pytest.importorskip("pynetdicom", reason="needs the extra site")
 
 from tests.site.peers import LOCAL, free_port
 from tests.site.receiving import receiving
+from trrg_sdk.backends import onnxruntime
 from trrg_sdk.cli import main
 
 TINY = Path(__file__).resolve().parents[1] / "sdk" / "tiny_bundle"
@@ -78,6 +79,20 @@ def test_everything_that_fails_is_listed_with_its_reason(tmp_path: Path, capsys:
     assert "called AE title not recognized" in failed["node pacs"]
     assert "Connection refused" in failed["node down"]
     assert found["format text"][0] == "ok"
+
+
+def test_a_device_that_does_not_run_the_bundle_is_no_device_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that works, imitated; this bundle's decoder is none for GPUs."""
+    monkeypatch.setattr(onnxruntime, "_device_failure", lambda _: None)
+    path = Path(write(tmp_path, port=free_port()))
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('device = "cpu"', 'device = "cuda"'), encoding="utf-8")
+    assert main(["doctor", "--site", str(path)]) == 1
+    verdict, reason = lines(capsys)["device"]
+    assert verdict == "FAILED"
+    assert "expected a decoder that computes in float16" in reason
 
 
 def test_an_open_receiver_and_an_unread_spool_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,14 +2,18 @@
 
 A pass over one position of a 1.1 B Llama is some 250 kernels of a few microseconds; started one by one they took
 2.0 ms on an H200, captured 1.6 (fp16). What is captured has fixed sizes and addresses: the mask is as long as the
-buffers, with zeros behind the text, and each number of positions has an input, an output and a graph of its own. ONNX
-Runtime keeps a graph for the thread that made it. The first pass of a number of positions takes some three times as
-long, which would teach a drafter that long drafts are dear: so all are made before the first draft is read.
+buffers, with zeros behind the text, and each number of positions has an input, an output and a graph of its own. The
+first pass of a number of positions takes some three times as long, which would teach a drafter that long drafts are
+dear: so all are made before the first draft is read.
+
+ONNX Runtime keeps a graph for the thread that captured it, and capturing all of a small decoder takes 0.3 to 1.2 s. So
+the first thread makes its passes itself, and one more thread makes those of all others.
 """
 
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,7 +67,9 @@ class CudaDecoder(OrtDecoder):
         self._written = np.zeros((1, self._spec.max_length), np.int64)
         self._mask_there = OrtValue.ortvalue_from_numpy(self._written, self._DEVICE, 0)
         self._passes: dict[int, _Pass] = {}
-        self._captured_by: set[int] = set()  # threads
+        self._first: threading.Thread | None = None
+        self._others = ThreadPoolExecutor(1, thread_name_prefix="trrg-cuda")
+        self._captured_by: set[threading.Thread] = set()
 
     def prefill(self, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
         """Forget everything, then read a prompt: all but its last position without a look at their logits.
@@ -90,20 +96,31 @@ class CudaDecoder(OrtDecoder):
         """Decoders of several sequences are the CPU's."""
 
     def _run(self, feed: NDArray[Any], total: int) -> NDArray[Any]:
-        width = feed.shape[1]
-        if 1 < width <= _WIDEST and threading.get_ident() not in self._captured_by:
-            self._capture(total - width)
         rows: NDArray[Any] = self._passed(feed, total).logits.numpy()[0]
         return rows
 
-    def _capture(self, length: int) -> None:
-        """Make a pass of every number of positions; what it writes behind the text is written over by the next one."""
-        self._captured_by.add(threading.get_ident())
-        for width in range(2, min(_WIDEST, self._spec.max_length - length) + 1):
-            self._passed(np.zeros((1, width, self._spec.hidden_size), self._dtype), length + width)
-
     def _passed(self, feed: NDArray[Any], total: int) -> _Pass:
-        """Make one pass; its logits are on the GPU."""
+        """Make one pass, in the first thread that asked for one or in that of all others; its logits are on the GPU."""
+        thread = threading.current_thread()
+        self._first = self._first or thread
+        if thread is self._first:
+            return self._captured(feed, total)
+        return self._others.submit(self._captured, feed, total).result()
+
+    def _captured(self, feed: NDArray[Any], total: int) -> _Pass:
+        """Make one pass; before the first one over several positions, make one of every number of them.
+
+        What those write behind the text is written over by the next pass.
+        """
+        width, thread = feed.shape[1], threading.current_thread()
+        if 1 < width <= _WIDEST and thread not in self._captured_by:
+            self._captured_by.add(thread)
+            length = total - width
+            for other in range(2, min(_WIDEST, self._spec.max_length - length) + 1):
+                self._made(np.zeros((1, other, self._spec.hidden_size), self._dtype), length + other)
+        return self._made(feed, total)
+
+    def _made(self, feed: NDArray[Any], total: int) -> _Pass:
         one = self._pass_over(feed.shape[1])
         self._written[:, :total], self._written[:, total:] = 1, 0
         self._mask_there.update_inplace(self._written)

@@ -7,11 +7,13 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from trrg_sdk.errors import TrrgError
+from trrg_sdk.errors import BundleError, TrrgError
+from trrg_sdk.manifest import Manifest
 from trrg_sdk.site.config import NodeConfig, ReceiveConfig, SiteConfig
 from trrg_sdk.site.spool import READY
 
@@ -57,17 +59,25 @@ def _tried(what: str, attempt: Callable[[], str]) -> Check:
         return Check(what, "FAILED", str(error))
 
 
-def _bundle(site: SiteConfig) -> str:
+def _manifest(site: SiteConfig) -> Manifest:
     from trrg_sdk.bundle import Bundle
 
-    bundle = Bundle.load(site.model.bundle) if site.model.bundle else Bundle.embedded()
-    return f"{bundle.manifest.bundle_id}; every hash agrees"
+    return (Bundle.load(site.model.bundle) if site.model.bundle else Bundle.embedded()).manifest
+
+
+def _bundle(site: SiteConfig) -> str:
+    return f"{_manifest(site).bundle_id}; every hash agrees"
 
 
 def _device(site: SiteConfig) -> str:
-    from trrg_sdk.backends import open_backend
+    """Does it work, and does it run this bundle?"""
+    from trrg_sdk.backends import open_backend, suited
 
-    return open_backend(device=site.model.device).name
+    device = site.model.device
+    opened = open_backend(device=device)
+    with suppress(BundleError):  # said already
+        opened = suited(opened, _manifest(site), device=device)
+    return opened.name
 
 
 def _format(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import onnxruntime
 
 from trrg_export.parity import LIMITS
 from trrg_export.targets.base import ProvenSite
@@ -22,4 +22,4 @@ def unavailable_reason(_precision: str) -> str | None:
 
 def add(_: ProvenSite) -> TargetSpec:
     """Name the runtime in which the bundle's own graphs were compared with PyTorch."""
-    return TargetSpec(backend.NAME, importlib.metadata.version("onnxruntime"), graphs={}, engines=())
+    return TargetSpec(backend.NAME, onnxruntime.__version__, graphs={}, engines=())
