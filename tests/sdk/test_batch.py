@@ -7,37 +7,21 @@ import io
 import os
 import shutil
 import sqlite3
-import time
-import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
 
 from tests.sdk.chest_dicom import MARK, chest_bytes
-from tests.sdk.site_folder import TEXT, TINY, audited, contents, put, states, studies
+from tests.sdk.conftest import Batch
+from tests.sdk.site_folder import TINY, audited, contents, put, states, studies
 from trrg_sdk import DeviceError, Report, Reporter
-from trrg_sdk.backends import fake
 from trrg_sdk.cli import main
-from trrg_sdk.site import archive, lock
+from trrg_sdk.site import lock
 from trrg_sdk.site.job import Job, open_outputs
 from trrg_sdk.site.ledger import peek
 from trrg_sdk.site.progress import Lines
-
-Batch = Callable[..., int]
-
-
-@pytest.fixture
-def batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Batch:
-    """``trrg batch in --out out`` with the tiny bundle and the fake backend; it says how often the model wrote."""
-    script = Tokenizer.from_file(str(TINY / "tokenizer.json")).encode(TEXT, add_special_tokens=False).ids
-    opened = fake.open_backend(script=script)
-    monkeypatch.setattr("trrg_sdk.reporter.open_backend", lambda **_: opened)
-    fixed = [str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--bundle", str(TINY), "--format", "json"]
-    return lambda *more: main(["batch", *fixed, *map(str, more)])
 
 
 def at_the_first_image(work: Callable[[], None]) -> Callable[..., Iterator[object]]:
@@ -256,100 +240,6 @@ def test_the_output_folder_inside_is_no_input(batch: Batch, tmp_path: Path) -> N
     put(tmp_path / "in" / "out" / "reports" / "x", chest_bytes(study="2.25.3"))
     assert batch("--out", tmp_path / "in" / "out") == 0
     assert audited(tmp_path / "in" / "out").total() == 1
-
-
-def pack(path: Path, members: dict[str, bytes], **options: int) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w", **options) as stream:  # type: ignore[arg-type]
-        for name, content in members.items():
-            stream.writestr(name, content)
-    return put(path, path.read_bytes())
-
-
-def test_an_archive_is_read_and_never_unpacked(batch: Batch, tmp_path: Path) -> None:
-    inner = pack(tmp_path / "inner.zip", {"a": chest_bytes(study="2.25.3")}).read_bytes()
-    members = {
-        "a/b.dcm": chest_bytes(study="2.25.1"),
-        "../../escaped": chest_bytes(study="2.25.2"),
-        "inner.zip": inner,
-        "note": b"hello",
-    }
-    pack(tmp_path / "in" / "export.ZIP", members, compression=zipfile.ZIP_DEFLATED)
-    assert batch() == 0
-    assert audited(tmp_path / "out").total() == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "inner.zip", "out"]
-    assert batch() == 0 and audited(tmp_path / "out").total() == 2
-
-
-def test_hostile_archives_are_passed_over(
-    batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "in"
-    pack(folder / "bomb.zip", {"a": bytes(archive.ALWAYS_ALLOWED + 1)}, compression=zipfile.ZIP_DEFLATED)
-    pack(folder / "method.zip", {"a": b"x" * 99}, compression=zipfile.ZIP_BZIP2)
-    monkeypatch.setattr(archive, "MAX_MEMBERS", 3)
-    pack(folder / "many.zip", {str(n): b"x" for n in range(4)})
-    put(folder / "cut.zip", pack(tmp_path / "c.zip", {"a": chest_bytes()}).read_bytes()[:-30])
-    broken = bytearray(pack(tmp_path / "b.zip", {"a": chest_bytes()}).read_bytes())
-    broken[5000] ^= 255  # the checksum does not fit any more
-    put(folder / "broken.zip", bytes(broken))
-    secret = bytearray(pack(tmp_path / "s.zip", {"a": b"x" * 99}).read_bytes())
-    secret[6] |= 1
-    secret[secret.index(b"PK\x01\x02") + 8] |= 1
-    put(folder / "secret.zip", bytes(secret))
-    assert batch() == 0
-    said = capfd.readouterr().out
-    assert "2 archive_bomb, 1 archive_broken, 1 archive_encrypted, 1 archive_method, 1 unreadable" in said
-
-
-def test_an_archive_whose_members_share_their_bytes_is_a_bomb(batch: Batch, tmp_path: Path) -> None:
-    content = bytearray(pack(tmp_path / "in" / "x.zip", {str(n): bytes(2000) for n in range(20)}).read_bytes())
-    at = content.index(b"PK\x01\x02")
-    while (at := content.find(b"PK\x01\x02", at + 1)) >= 0:
-        content[at + 20 : at + 28] = (9000).to_bytes(4, "little") * 2
-        content[at + 42 : at + 46] = bytes(4)
-    put(tmp_path / "in" / "x.zip", bytes(content))
-    with pytest.raises(archive.BadArchive, match="archive_bomb"):
-        archive.Archives().members(tmp_path / "in" / "x.zip", left_out=Counter())
-
-
-def test_a_file_that_is_still_being_copied_waits(
-    batch: Batch, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trrg_sdk.site.job.ROUNDS", 1)
-    studies(tmp_path / "in", 1)
-    put(tmp_path / "in" / "new", chest_bytes(study="2.25.6"), age_s=0)
-    assert batch("--settle", "30") == 0
-    assert "studies still arriving, left for the next time: 1" in capfd.readouterr().out
-    assert audited(tmp_path / "out").total() == 1
-    assert batch("--settle", "0") == 0
-    assert audited(tmp_path / "out").total() == 2
-
-
-def test_a_young_file_that_is_cut_off_is_no_failure_yet(
-    batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trrg_sdk.site.job.ROUNDS", 1)
-    whole = chest_bytes()
-    put(tmp_path / "in" / "x", whole[:50_000], age_s=20)
-    assert batch("--settle", "10") == 0
-    assert states(tmp_path / "out") == {}
-    put(tmp_path / "in" / "x", whole, age_s=19)
-    assert batch("--settle", "10") == 0
-    assert states(tmp_path / "out") == {"done": 1}
-
-
-def test_what_settles_meanwhile_is_reported_by_the_same_batch(batch: Batch, tmp_path: Path) -> None:
-    put(tmp_path / "in" / "x", chest_bytes(), age_s=0)
-    assert batch("--settle", "0.3") == 0
-    assert states(tmp_path / "out") == {"done": 1}
-
-
-def test_a_clock_that_runs_ahead_does_not_hide_a_file(batch: Batch, tmp_path: Path) -> None:
-    path = put(tmp_path / "in" / "x", chest_bytes())
-    os.utime(path, (time.time() + 9e5,) * 2)
-    assert batch("--settle", "0.3") == 0
-    assert states(tmp_path / "out") == {"done": 1}
 
 
 def test_the_limit_and_the_dry_run(batch: Batch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
