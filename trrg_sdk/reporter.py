@@ -67,8 +67,9 @@ class Reporter:
         Args:
             bundle: A bundle or its folder; None takes the one in this package. Its hashes are verified; whether it is
                 signed, and by whom, is not looked at: that is ``trrg verify --key``.
-            device: ``"auto"`` takes the best of ``"cpu"`` and ``"cuda"`` that works; a named one that does not work is
-                an error. ``"openvino"``, ``"tensorrt"`` and ``"tensorrt-rtx"`` are taken only by name.
+            device: ``"auto"`` takes ``"cuda"`` where it works and runs this bundle's decoder, else ``"cpu"``; a named
+                one that does not is an error. ``"openvino"``, ``"tensorrt"`` and ``"tensorrt-rtx"`` are taken only by
+                name.
             threads: Processor threads a graph may use; None takes the physical cores.
             clues: What to look for besides the bundle's own clues.
             decoding: How reports are written. The default is greedy, with drafts where the bundle has a report store.
