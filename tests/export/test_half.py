@@ -237,6 +237,9 @@ def test_fp16_bundle_is_half_as_large_and_reports(
     assert set(levels) == {(name, lean) for name in names}, "else all weights are there in fp16 and in fp32"
     manifest = Bundle.load(out).manifest
     assert {graph.precision for graph in manifest.graphs.values()} == {"fp16"}
+    decoder = manifest.graphs["decoder"]
+    assert {tensor.dtype for tensor in decoder.inputs if tensor.name != "attention_mask"} == {"float16"}
+    assert {tensor.dtype for tensor in decoder.outputs if tensor.name == "logits"} == {"float32"}
     figures: Any = manifest.parity["fp16"]
     assert figures["label_agreement"] >= 0.99
     assert figures["clue_flips"] <= 0.01 * figures["clue_pairs"]

@@ -97,7 +97,10 @@ def test_every_algorithm_is_near_and_no_two_are_the_same(
         write_decoder(checkpoint, path, precision=precision, int4=Int4(16, name), reference=reference)
         assert [file.name for file in path.parent.iterdir()] == ["decoder.onnx"], "nothing else is left"
         files[name] = path.read_bytes()
-    made = _products(onnx.load_from_string(files[algorithm]))
+    model = onnx.load_from_string(files[algorithm])
+    (logits,) = (output for output in model.graph.output if output.name == "logits")
+    assert logits.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    made = _products(model)
     level = 4 if precision == "int4" else 0  # a GPU reads what comes in as it is
     assert {(one["bits"], one["block_size"], one.get("accuracy_level", 0)) for one in made} == {(4, 16, level)}
     assert algorithm == "rtn" or files[algorithm] != files["rtn"]
