@@ -6,7 +6,7 @@
     python tests/benchmarks/iu_decoder.py --reports iu_reports.jsonl.gz --out runs/iu
     python tests/benchmarks/decode.py llama100m mini iu --dicom phantoms --iu runs/iu --write decode.md
     python tests/benchmarks/decode.py llama1b llama7b iu mini --device cuda --dicom phantoms --iu runs/iu \\
-        --bundles mini_fp16 mini_int4_fp16 --write decode_gpu.md     # with onnxruntime-gpu and onnxruntime-genai-cuda
+        --bundles mini_fp16 mini_int4-fp16 --write decode_gpu.md     # with onnxruntime-gpu and onnxruntime-genai-cuda
 
 ``llama100m``, ``llama1b`` and ``llama7b`` are Llamas of random weights through every engine without drafts, and what a
 pass over several positions costs each (on a GPU with ``--iu`` also drafts, replayed); ``mini`` a bundle's decoder on

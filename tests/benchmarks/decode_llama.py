@@ -208,7 +208,7 @@ def _measure(rows: Sequence[Row], *, threads: int, turns: int) -> None:
                         _turn(row, processes[row.key], prompt, counts=turn > 0)
         for row in rows:
             with _noting(row) as works:
-                if works:
+                if works and row.arm.passes:
                     _curve(row, processes[row.key], prompt[: WIDTHS[-1]])
     finally:
         for process in processes.values():
@@ -278,7 +278,7 @@ def _curves(rows: Sequence[Row]) -> Iterator[str]:
         if row.curve:
             cells = " | ".join(f"{row.curve[width]:.2f}" for width in WIDTHS)
             yield f"| {row.arm.name} | {row.arm.precision} | {cells} | {row.curve[8] / row.curve[1]:.2f} |"
-        elif row.whole:
+        elif row.whole and row.arm.passes:
             yield f"| {row.arm.name} | {row.arm.precision} | no figures: {row.failed} |" + " |" * len(WIDTHS)
 
 

@@ -70,7 +70,7 @@ class Ours:
 
 
 class HuggingFace:
-    """``generate`` of transformers; with a static cache it compiles itself, and only writes."""
+    """``generate`` of transformers; with a static cache it compiles itself, and only ``write`` uses that."""
 
     def __init__(
         self, folder: Path, *, dtype: str, attention: str, threads: int, device: str = "cpu", static: bool = False
@@ -107,8 +107,6 @@ class HuggingFace:
         """See :class:`Engine`."""
         from transformers import DynamicCache
 
-        if self._static:
-            raise NotImplementedError("a pass over several positions is that of the dynamic cache, compiled or not")
         if self._cache is None:
             self._cache = DynamicCache(config=self._model.config)
             self.read(self._prompt)
@@ -284,6 +282,7 @@ class Arm:
         form: Of the model, a key of ``Models.bytes``; a folder or file of the models.
         open: Opens it.
         packages: Distributions whose versions the page states.
+        passes: Whether passes over several positions are timed.
     """
 
     name: str
@@ -291,6 +290,7 @@ class Arm:
     form: str
     open: Callable[..., Engine]
     packages: tuple[str, ...]
+    passes: bool = True
 
 
 def gpu_arms(folder: Path, spec: DecoderSpec, *, threads: int) -> list[Arm]:
@@ -312,7 +312,8 @@ def gpu_arms(folder: Path, spec: DecoderSpec, *, threads: int) -> list[Arm]:
     packages = ("transformers", "torch")
     found.append(Arm("Hugging Face generate, sdpa", "fp16", "hf/fp16", huggingface, packages))
     compiled = partial(huggingface, static=True)
-    found.append(Arm("Hugging Face generate, static cache, compiled", "fp16", "hf/fp16", compiled, packages))
+    named = "Hugging Face generate, static cache, compiled"
+    found.append(Arm(named, "fp16", "hf/fp16", compiled, packages, passes=False))
     return found
 
 

@@ -14,9 +14,9 @@ from tests.sdk.site_folder import audited, put
 from trrg_sdk.site import archive
 
 
-def pack(path: Path, members: dict[str, bytes], **options: int) -> Path:
+def pack(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w", **options) as stream:  # type: ignore[arg-type]
+    with zipfile.ZipFile(path, "w", compression) as stream:
         for name, content in members.items():
             stream.writestr(name, content)
     return put(path, path.read_bytes())

@@ -85,10 +85,9 @@ def write_all(script: Script) -> tuple[dict[int, Finished], FakeBatch]:
 def test_a_finished_text_leaves_and_the_next_enters() -> None:
     texts = [[1, 2, 3, 4, 5, 9], [6, 9], [7, 8, 9], [9], [3] * 8 + [9], [4] * 20]
     finished, decoder = write_all(Script(texts, {}))
-    ids = [finished[key].generation.ids for key in range(6)]  # type: ignore[union-attr]  # none was written alone
-    assert ids == [(1, 2, 3, 4, 5), (6,), (7, 8), (), (3,) * 8, (4,) * 8]
-    stopped = [finished[key].generation.stopped for key in range(6)]  # type: ignore[union-attr]  # as above
-    assert stopped == ["eos"] * 5 + ["length"]
+    made = [text for key in range(6) if (text := finished[key].generation)]  # none was written alone
+    assert [text.ids for text in made] == [(1, 2, 3, 4, 5), (6,), (7, 8), (), (3,) * 8, (4,) * 8]
+    assert [text.stopped for text in made] == ["eos"] * 5 + ["length"]
     assert decoder.widths.count(2) > decoder.widths.count(1)
 
 

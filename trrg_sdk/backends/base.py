@@ -169,7 +169,7 @@ class Backend(Protocol):
             manifest: Of the bundle.
 
         Raises:
-            DeviceError: It runs engines, and the bundle has none for this GPU.
+            DeviceError: The bundle has none for this device: no engine for this GPU, or a decoder that no GPU computes.
         """
         ...
 

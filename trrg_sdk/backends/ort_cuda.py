@@ -71,26 +71,12 @@ class CudaDecoder(OrtDecoder):
         self._others = ThreadPoolExecutor(1, thread_name_prefix="trrg-cuda")
         self._captured_by: set[threading.Thread] = set()
 
-    def prefill(self, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Forget everything, then read a prompt: all but its last position without a look at their logits.
-
-        Args:
-            embeds: (S, Dl) floating.
-
-        Returns:
-            float32 (V,), valid until the next call.
-
-        Raises:
-            UsageError: The shape is wrong, or the prompt is longer than ``max_length``.
-            DeviceError: The runtime failed.
-        """
-        self.reset()
-        self._check_embeds(embeds)
-        if before := len(embeds) - 1:
+    def _skim(self, embeds: NDArray[np.floating]) -> None:
+        """Read all of a prompt but its last position: logits of the others stay on the GPU."""
+        if count := len(embeds):
             with translated(self._label):
-                self._passed(np.ascontiguousarray(embeds[None, :-1], self._dtype), before)
-            self._length = before
-        return self.step(embeds[-1:])
+                self._passed(np.ascontiguousarray(embeds[None], self._dtype), count)
+            self._length = count
 
     def batch(self, slots: int) -> None:
         """Decoders of several sequences are the CPU's."""

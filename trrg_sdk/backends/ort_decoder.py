@@ -109,7 +109,12 @@ class OrtDecoder:
             DeviceError: The runtime failed.
         """
         self.reset()
-        return np.asarray(self.read(embeds)[-1])
+        self._check_embeds(embeds)
+        self._skim(embeds[:-1])
+        return np.asarray(self.read(embeds[self._length :])[-1])
+
+    def _skim(self, embeds: NDArray[np.floating]) -> None:
+        """Read as much of a prompt as is cheaper to read without its logits; here nothing, since they lie here."""
 
     def step(self, embed: NDArray[np.floating]) -> NDArray[np.float32]:
         """Append one position; see :class:`trrg_sdk.backends.base.Decoder`.
