@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trrg_export.build import ExportOptions, check_place, check_targets, export_bundle, pytorch_reference
+from trrg_export.build import ExportOptions, check_place, check_targets, export_bundle
+from trrg_export.from_pytorch import pytorch_reference
 from trrg_export.parity import ParityError
 from trrg_export.place import beside, put_in_place
 from trrg_export.reference import Reference

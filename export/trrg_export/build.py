@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,15 @@ import numpy as np
 import onnx
 
 from trrg_export import describe
-from trrg_export.decoder import check_family, decoder_spec, write_decoder
 from trrg_export.disk import room_for
 from trrg_export.distance import add_distance
 from trrg_export.drafts import add_drafts
+from trrg_export.from_pytorch import Wanted, from_pytorch
+from trrg_export.graph_plan import GraphPlan
 from trrg_export.hollow import Contents, without_weights
 from trrg_export.memory import apart, released, return_large
 from trrg_export.model_card import model_card
+from trrg_export.onnx_file import save
 from trrg_export.parity import LIMITS, Exported, ParityError, ParityLimits, ParityReport, compare
 from trrg_export.place import beside, put_in_place
 from trrg_export.precision import HALF
@@ -30,20 +31,19 @@ from trrg_export.precision.int4 import Int4
 from trrg_export.precision.int8 import quantize_weights
 from trrg_export.precision.lowered import LoweredGraph, drift_table
 from trrg_export.precision.static import store_weights, to_static
-from trrg_export.reference import Reference, run_pytorch
 from trrg_export.sbom import sbom
 from trrg_export.sbom_renewal import MODEL_CARD, SBOM_FILE
 from trrg_export.signing import read_key, sign_bundle
 from trrg_export.summary import summarize
 from trrg_export.targets import TARGETS
 from trrg_export.targets.base import ProvenSite, Site
-from trrg_export.to_onnx import GraphPlan, checkpoint_plans, save, traced
+from trrg_export.trace import read_trace
 from trrg_sdk.bundle import Bundle, write_manifest
 from trrg_sdk.errors import DeviceError, UsageError
 from trrg_sdk.manifest import GRAPH_NAMES, MANIFEST_FILE, Manifest, TargetSpec
 from trrg_sdk.strict_json import plain_text
 from trrg_sdk.summary import SUMMARY_FILE
-from trrg_train.models.checkpoint import Checkpoint, load_checkpoint
+from trrg_train.models.stored import StoredCheckpoint, read_stored
 
 _LOG = logging.getLogger(__name__)
 
@@ -152,17 +152,11 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
     check_place(out, force=options.force)
     check_targets(options)
     key = read_key(options.sign) if options.sign else None
-    reference = pytorch_reference(checkpoint, options.studies)
-    load_checkpoint(checkpoint).films(options.films)  # a wrong file is refused before the work
-    # Read anew for each large step: weights are mapped from the file, and what a step reads is in memory until its end.
-    # Those of this one are not read, but for the token embedding.
-    loaded = load_checkpoint(checkpoint)
-    with room_for(out, checkpoint), beside(out) as folder:
-        site = _site(loaded, folder, reference, options)
-        limit, drafts = (options.limits or LIMITS[options.precision]).value, options.draft_reports is not None
-        lowered = write_graphs(site, options.int4(), limit=limit, drafts=drafts)
-        with released():
-            _write_arrays(load_checkpoint(checkpoint), reference, folder)
+    stored = read_stored(checkpoint)
+    stored.films(options.films)  # a wrong file is refused before the work
+    with room_for(out, checkpoint), beside(out) as folder, beside(out) as traces:
+        site = _site(stored, folder, traces, options)
+        lowered = write_graphs(site, limit=(options.limits or LIMITS[options.precision]).value)
         manifest = _proven(site, options, lowered)
         if key:
             sign_bundle(folder, key)
@@ -170,39 +164,37 @@ def export_bundle(checkpoint: Path, out: Path, options: ExportOptions) -> Manife
     return manifest
 
 
-def pytorch_reference(checkpoint: Path, studies: int | None) -> Reference:
-    """Run a checkpoint on its parity studies, and let it go.
+def _site(checkpoint: StoredCheckpoint, folder: Path, traces: Path, options: ExportOptions) -> Site:
+    done = from_pytorch(
+        Wanted(
+            checkpoint.folder,
+            folder,
+            traces,
+            studies=options.studies,
+            precision=stored_precision(options.precision),
+            int4=options.int4(),
+            drafts=options.draft_reports is not None,
+        )
+    )
+    return Site(
+        folder,
+        checkpoint,
+        traces,
+        done.planned,
+        done.decoder,
+        done.reference,
+        done.reference.feeds(),
+        options.precision,
+        options.compute_capabilities,
+    )
 
-    Args:
-        checkpoint: Folder of a stage-2 checkpoint.
-        studies: How many of them; None takes all.
 
-    Raises:
-        UsageError: No stage-2 checkpoint of the Llama family.
-    """
-    with released():
-        loaded = load_checkpoint(checkpoint)
-        check_family(loaded.trrg().llm)
-        _LOG.info("running PyTorch on the parity studies")
-        pixels = loaded.parity_pixels()[:studies]
-        return run_pytorch(loaded, pixels, lambda: load_checkpoint(checkpoint).trrg())
-
-
-def _site(loaded: Checkpoint, folder: Path, reference: Reference, options: ExportOptions) -> Site:
-    # Who traces a graph maps the weights anew, and lets them go with it.
-    planned = checkpoint_plans(loaded, lambda: load_checkpoint(loaded.folder).trrg())
-    feeds = reference.feeds()
-    return Site(folder, loaded, planned, reference, feeds, options.precision, options.compute_capabilities)
-
-
-def write_graphs(site: Site, int4: Int4, *, limit: float | None, drafts: bool) -> dict[str, LoweredGraph]:
-    """Export the four graphs and write them to ``graphs/``.
+def write_graphs(site: Site, *, limit: float | None) -> dict[str, LoweredGraph]:
+    """Write the three traced graphs to ``graphs/``, and look for overflows of the decoder beside them.
 
     Args:
         site: The bundle under construction.
-        int4: How the language model gets its four bits, where it does.
         limit: How far the outputs of a graph in fp16 or int8 may drift; None takes the precision's own.
-        drafts: Whether the language model will read drafts.
 
     Returns:
         What was measured of the graphs that are in fp16 or int8.
@@ -210,10 +202,9 @@ def write_graphs(site: Site, int4: Int4, *, limit: float | None, drafts: bool) -
     Raises:
         ParityError: A graph has no fp16 form within the limit.
     """
-    (site.folder / "graphs").mkdir()
     lowered, failures = {}, list[str]()
     for plan in site.planned:
-        _LOG.info("exporting %s", plan.name)
+        _LOG.info("writing %s", plan.name)
         try:
             with released():
                 found = _write_graph(plan, site, limit)
@@ -222,54 +213,37 @@ def write_graphs(site: Site, int4: Int4, *, limit: float | None, drafts: bool) -
             continue
         if found:
             lowered[plan.name] = found
-    _LOG.info("building decoder")
-    path = site.folder / describe.graph_file("decoder")
-    stored = stored_precision(site.precision)
-    with released():
-        drafts = drafts and site.checkpoint.train_reports() is not None
-        write_decoder(site.checkpoint, path, precision=stored, int4=int4, reference=site.reference, drafts=drafts)
-    if stored in HALF:
+    if stored_precision(site.precision) in HALF:
         with released():
-            failures += _decoder_failures(path, site)
+            failures += _decoder_failures(site)
     if failures:
         raise ParityError(failures)
     return lowered
 
 
 def _write_graph(plan: GraphPlan, site: Site, limit: float | None) -> LoweredGraph | None:
-    """Export one graph in the site's precision; what was measured of it, without the graph itself."""
+    """Write one graph in the site's precision; what was measured of it, without the graph itself."""
     path, stored = site.folder / describe.graph_file(plan.name), stored_precision(site.precision)
-    with traced(plan, site.folder) as (graph, outside):
-        if stored == "fp32":
-            save(graph, path, outside)
-            return None
-        if stored == "int4":  # four bits are for what is large
-            save(quantize_weights(without_weights(graph), Contents(graph, outside)), path)
-            return None
-        lower = to_half if stored in HALF else to_static
-        found = lower(graph, site.feeds[plan.name], label=plan.name, limit=limit, outside=outside)
-        save(found.model, path)
+    outside = site.traces / plan.name
+    graph = read_trace(outside)
+    if stored == "fp32":
+        save(graph, path, outside)
+        return None
+    if stored == "int4":  # four bits are for what is large
+        save(quantize_weights(without_weights(graph), Contents(graph, outside)), path)
+        return None
+    lower = to_half if stored in HALF else to_static
+    found = lower(graph, site.feeds[plan.name], label=plan.name, limit=limit, outside=outside)
+    save(found.model, path)
     return dataclasses.replace(found, model=onnx.ModelProto())
 
 
-def _decoder_failures(decoder: Path, site: Site) -> list[str]:
+def _decoder_failures(site: Site) -> list[str]:
     """Let the decoder read the prompts and reports of the parity studies."""
-    llm, reference = site.checkpoint.trrg().llm, site.reference
-    table = llm.get_input_embeddings().weight.detach().float().numpy()
+    reference = site.reference
+    table = np.load(site.folder / describe.TOKEN_EMBEDDING, mmap_mode="r")
     sequences = [np.concatenate([p, table[list(ids)]]) for p, ids in zip(reference.prompts, reference.ids, strict=True)]
-    longest = site.checkpoint.meta.max_new_tokens
-    spec = decoder_spec(llm, prompt=reference.prompts.shape[1], max_new_tokens=longest)
-    return overflow_failures(decoder, sequences, spec)
-
-
-def _write_arrays(checkpoint: Checkpoint, reference: Reference, folder: Path) -> None:
-    """Write tokenizer, token embedding and clue bank; the bank as PyTorch has embedded it for the reference."""
-    shutil.copyfile(checkpoint.folder / "tokenizer.json", folder / describe.TOKENIZER)
-    table = checkpoint.trrg().llm.get_input_embeddings().weight.detach().float().numpy()
-    np.save(folder / describe.TOKEN_EMBEDDING, np.ascontiguousarray(table))
-    # numpy dates the members of the archive 1980-01-01: the same arrays give the same bytes.
-    bank = reference.clue_inputs
-    np.savez(folder / describe.CLUE_BANK, positive=bank["clue_positive"], negative=bank["clue_negative"])
+    return overflow_failures(site.folder / describe.graph_file("decoder"), sequences, site.decoder)
 
 
 def _compared(
@@ -292,8 +266,9 @@ def _compared(
     _LOG.info("%s; so weights are only stored in int8, and all layers compute in fp32", why)
     lowered = {}
     for plan in site.planned:
-        with released(), traced(plan, site.folder) as (graph, outside):
-            stored = store_weights(graph, site.feeds[plan.name], why=why, outside=outside)
+        with released():
+            outside = site.traces / plan.name
+            stored = store_weights(read_trace(outside), site.feeds[plan.name], why=why, outside=outside)
             save(stored.model, site.folder / describe.graph_file(plan.name))
             lowered[plan.name] = dataclasses.replace(stored, model=onnx.ModelProto())
     return compare(exported, site.planned, site.reference, limits=limits), lowered
@@ -303,7 +278,7 @@ def _proven(site: Site, options: ExportOptions, lowered: dict[str, LoweredGraph]
     """Compare with PyTorch, add the targets, then write summary, card, SBOM and, last, the manifest."""
     folder, checkpoint, stored = site.folder, site.checkpoint, stored_precision(options.precision)
     with released():
-        draft = describe.draft_manifest(checkpoint, folder, precision=stored)
+        draft = describe.draft_manifest(checkpoint, folder, site.decoder, precision=stored)
     limits = options.limits or LIMITS[options.precision]
     own_limits = limits if LIMITS[stored] == LIMITS[options.precision] else LIMITS[stored]
     with released():
@@ -341,14 +316,14 @@ def _extended(bundle: Bundle, site: Site, options: ExportOptions) -> Bundle:
             "older trrg-train wrote it). `trrg-train films CONFIG --out FILE` writes them, --films FILE takes them."
         )
     else:
-        distance = add_distance(bundle, {name: kept.numpy() for name, kept in films.items()})
+        distance = add_distance(bundle, films)
     return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, drafts=drafts, distance=distance))
 
 
 def _write_summary(site: Site) -> None:
     _LOG.info("counting parameters and operations")
     files = {name: site.folder / describe.graph_file(name) for name in GRAPH_NAMES}
-    summary = summarize(files, describe.run_sizes(site.checkpoint))
+    summary = summarize(files, describe.run_sizes(site.checkpoint, site.decoder))
     (site.folder / SUMMARY_FILE).write_text(plain_text(summary), encoding="utf-8")
 
 

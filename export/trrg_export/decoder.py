@@ -25,12 +25,13 @@ from trrg_export.alike import WIDE, make_rows_alike
 from trrg_export.dummy_cache import dummy_cache
 from trrg_export.genai import build_decoder
 from trrg_export.memory import released
+from trrg_export.onnx_file import INLINE_LIMIT, clean, save
 from trrg_export.precision import HALF, int8_decoder
 from trrg_export.precision.gptq import Calibration, embedded_reports
 from trrg_export.precision.half_decoder import logits_in_fp32
 from trrg_export.precision.int4 import Int4, quantize_decoder
+from trrg_export.quiet import quiet
 from trrg_export.reference import Reference
-from trrg_export.to_onnx import INLINE_LIMIT, clean, quiet, save
 from trrg_sdk.errors import UsageError
 from trrg_sdk.manifest import DecoderSpec
 from trrg_train.models.checkpoint import Checkpoint, load_checkpoint

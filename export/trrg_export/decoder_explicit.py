@@ -7,6 +7,7 @@ positions so far and gives back those of all positions including its own. Any ca
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -17,8 +18,11 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from trrg_export.dummy_cache import dummy_cache
-from trrg_export.to_onnx import OPSET, clean, quiet
+from trrg_export.onnx_file import clean, save
+from trrg_export.quiet import quiet
+from trrg_export.to_onnx import OPSET
 from trrg_sdk.errors import UsageError
+from trrg_train.models.checkpoint import load_checkpoint
 from trrg_train.models.llm import merge_adapters
 
 _TOTAL = "past + sequence"
@@ -98,6 +102,17 @@ def build_explicit_decoder(llm: Any, *, half: bool = False) -> onnx.ModelProto:
     _name_axes(model)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def write_explicit_decoder(checkpoint: Path, path: Path, half: bool) -> None:
+    """Trace the decoder of a checkpoint to a file.
+
+    Args:
+        checkpoint: Folder of a stage-2 checkpoint.
+        path: A ``.onnx`` file.
+        half: See :func:`build_explicit_decoder`.
+    """
+    save(build_explicit_decoder(load_checkpoint(checkpoint).trrg().llm, half=half), path)
 
 
 def _check_family(config: Any) -> None:

@@ -10,8 +10,9 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from trrg_export.decoder import decoder_spec
-from trrg_export.to_onnx import tensor_specs
+import numpy as np
+
+from trrg_export.onnx_file import tensor_specs
 from trrg_sdk.bundle import sha256_file
 from trrg_sdk.gate_specs import PopulationSpec
 from trrg_sdk.labeler import OBSERVATIONS
@@ -22,6 +23,7 @@ from trrg_sdk.manifest import (
     ArraySpec,
     ClueSpec,
     CustomClueSpec,
+    DecoderSpec,
     DecodingSpec,
     GraphSpec,
     Manifest,
@@ -31,8 +33,8 @@ from trrg_sdk.manifest import (
     TokenizerSpec,
 )
 from trrg_sdk.version import __version__
-from trrg_train.models.checkpoint import Checkpoint
-from trrg_train.models.clue_bank import BankedClue
+from trrg_train.models.clue import BankedClue
+from trrg_train.models.stored import StoredCheckpoint
 from trrg_train.models.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 TOKENIZER = "tokenizer.json"
@@ -76,20 +78,20 @@ def graph_file(name: str) -> str:
     return f"graphs/{name}.onnx"
 
 
-def draft_manifest(checkpoint: Checkpoint, folder: Path, *, precision: str) -> Manifest:
+def draft_manifest(checkpoint: StoredCheckpoint, folder: Path, decoder: DecoderSpec, *, precision: str) -> Manifest:
     """Describe a folder that holds everything but what targets add, the model card and the manifest.
 
     Args:
         checkpoint: Of stage 2.
         folder: Graphs, arrays and tokenizer.
+        decoder: Sizes of its cache.
         precision: ``"fp32"`` or ``"int8"``.
 
     Returns:
         A manifest without files, targets and parity.
     """
-    config, meta, llm = checkpoint.config, checkpoint.meta, checkpoint.trrg().llm
-    vocab, width = llm.get_input_embeddings().weight.shape
-    prompt = prompt_length(checkpoint)
+    config, meta = checkpoint.config, checkpoint.meta
+    vocab, width = np.load(folder / TOKEN_EMBEDDING, mmap_mode="r").shape
     return Manifest(
         schema_version=SCHEMA_VERSION,
         bundle_id=bundle_id(config.name, folder),
@@ -109,7 +111,7 @@ def draft_manifest(checkpoint: Checkpoint, folder: Path, *, precision: str) -> M
         clue_bank=ArraySpec(CLUE_BANK, "float32", ("clues", config.joint_dim)),
         decoding=DecodingSpec("greedy", meta.max_new_tokens),
         drafts=None,
-        decoder=decoder_spec(llm, prompt=prompt, max_new_tokens=meta.max_new_tokens),
+        decoder=decoder,
         targets={},
         provenance=_provenance(checkpoint),
         evaluation=dict(meta.evaluation),
@@ -131,16 +133,15 @@ def intended_use(population: PopulationSpec) -> str:
     return f"Research on draft reports of {views} chest radiographs of {whom}. {_WARNING}"
 
 
-def prompt_length(checkpoint: Checkpoint) -> int:
+def prompt_length(checkpoint: StoredCheckpoint) -> int:
     """Count the positions of the prompt with the bundled clues."""
     meta = checkpoint.meta
     return len(meta.prefix_ids) + checkpoint.config.patches + len(meta.clues) + len(meta.suffix_ids)
 
 
-def run_sizes(checkpoint: Checkpoint) -> dict[str, int]:
+def run_sizes(checkpoint: StoredCheckpoint, decoder: DecoderSpec) -> dict[str, int]:
     """Give the free axes of the graphs in the run that is counted: one study, one clue prompt, the decoder's prompt."""
     prompt = prompt_length(checkpoint)
-    llm = checkpoint.trrg().llm
     return {
         "batch": 1,
         "clues": len(checkpoint.meta.clues),
@@ -150,7 +151,7 @@ def run_sizes(checkpoint: Checkpoint) -> dict[str, int]:
         "sequence_length": prompt,
         "past_sequence_length": 0,
         "total_sequence_length": prompt,
-        "kv_cache_dim": decoder_spec(llm, prompt=prompt, max_new_tokens=checkpoint.meta.max_new_tokens).head_size,
+        "kv_cache_dim": decoder.head_size,
     }
 
 
@@ -211,7 +212,7 @@ def _figures(bank: Sequence[BankedClue]) -> tuple[list[float], list[float], list
     return [c.scale for c in bank], [c.offset for c in bank], [c.threshold for c in bank]
 
 
-def _provenance(checkpoint: Checkpoint) -> ProvenanceSpec:
+def _provenance(checkpoint: StoredCheckpoint) -> ProvenanceSpec:
     return ProvenanceSpec(
         sdk_version=__version__,
         code_version=code_version(),

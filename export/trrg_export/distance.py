@@ -28,7 +28,7 @@ from trrg_sdk.gate_specs import DistanceSpec
 from trrg_sdk.manifest import Manifest
 from trrg_sdk.preprocess import Preprocess
 from trrg_sdk.signature import is_signed
-from trrg_train.models.checkpoint import read_films
+from trrg_train.models.stored import read_films
 
 _LOG = logging.getLogger(__name__)
 FILE = "distance.npz"
@@ -116,7 +116,7 @@ def refit(path: Path, films: Path) -> Manifest:
         raise UsageError(
             f"{path} has a bill of materials of its files: export its checkpoint again with --films {films}"
         )
-    kept = {name: film.numpy() for name, film in read_films(films, Preprocess.from_manifest(bundle.preprocess)).items()}
+    kept = read_films(films, Preprocess.from_manifest(bundle.preprocess))
     with beside(path.resolve()) as aside:
         for file in sorted(bundle.manifest.files.keys() - {FILE, MODEL_CARD}):
             (aside / file).parent.mkdir(parents=True, exist_ok=True)

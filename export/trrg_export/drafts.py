@@ -28,7 +28,7 @@ from trrg_sdk.decoding.greedy import Drafts, generate
 from trrg_sdk.decoding.store import ReportStore, Sentence, StoreArrays, build_store
 from trrg_sdk.labeler import OBSERVATIONS, label_sentence
 from trrg_sdk.manifest import ArraySpec, DraftsSpec
-from trrg_train.models.checkpoint import Checkpoint
+from trrg_train.models.stored import StoredCheckpoint
 from trrg_train.models.tokenizer import EOS_ID
 
 _LOG = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ _TOKENS = 1000  # of reports, for passes to be said to agree: in 8 bits single p
 _SAFETY = 3.0  # times the largest change of a lead that was seen
 
 
-def add_drafts(bundle: Bundle, checkpoint: Checkpoint, reference: Reference, *, least: int) -> DraftsSpec | None:
+def add_drafts(bundle: Bundle, checkpoint: StoredCheckpoint, reference: Reference, *, least: int) -> DraftsSpec | None:
     """Write ``drafts/`` and prove on the parity studies that reports are the same with it.
 
     Args:

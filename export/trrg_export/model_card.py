@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trrg_sdk.manifest import Manifest
-from trrg_train.models.checkpoint import CheckpointMeta
+from trrg_train.models.stored import CheckpointMeta
 
 _MEBIBYTE = 2**20
 _TEXT = "text"

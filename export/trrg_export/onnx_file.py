@@ -6,13 +6,19 @@ read and write the whole message only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import onnx
+from onnx import external_data_helper, helper
 
 from trrg_export.hollow import ANY_KIND, copy_fields, is_large, loaded, take_inside
+from trrg_sdk.manifest import Axes, TensorSpec
+
+INLINE_LIMIT = 2**31 - 2**20  # protobuf's limit of 2 GiB, and room for the graph itself
+_EXTERNAL_FROM = 1024  # bytes; smaller tensors stay inside also when the rest is external
 
 _VARINT, _EIGHT_BYTES, _SIZED, _FOUR_BYTES = 0, 1, 2, 5  # kinds of fields
 _DATA = 1024  # bytes; a field of a tensor that is larger are its numbers
@@ -78,6 +84,82 @@ def add_outputs(path: Path, outputs: list[onnx.ValueInfoProto]) -> None:
     """
     with path.open("ab") as file:
         file.write(onnx.ModelProto(graph=onnx.GraphProto(output=outputs)).SerializeToString(deterministic=True))
+
+
+def save(model: onnx.ModelProto, path: Path, outside: Path | None = None) -> None:
+    """Write a model: one file below 2 GiB, else with ``<name>.data`` beside it.
+
+    Args:
+        model: Its weights are inside, or external.
+        path: A ``.onnx`` file.
+        outside: Folder of external data that goes inside; None leaves it external.
+    """
+    if weight_bytes(model, outside=outside is not None) < INLINE_LIMIT:
+        with path.open("wb") as file:
+            file.writelines(pieces(model, outside))
+        return
+    if outside is not None:
+        for tensor in model.graph.initializer:
+            take_inside(tensor, outside)
+    onnx.save_model(
+        model,
+        str(path),
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=f"{path.name}.data",
+        size_threshold=_EXTERNAL_FROM,
+    )
+
+
+def weight_bytes(model: onnx.ModelProto, *, outside: bool) -> int:
+    """Sum up the weights; ``ByteSize`` fails above 2 GiB.
+
+    Args:
+        model: With or without external data.
+        outside: Whether that counts too.
+    """
+    counted = (t for t in model.graph.initializer if outside or not external_data_helper.uses_external_data(t))
+    return sum(math.prod(t.dims) * helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in counted)
+
+
+def clean(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop doc strings, metadata and inferred shapes in place; names of people's folders are among them.
+
+    Args:
+        model: As an exporter wrote it.
+
+    Returns:
+        The same model.
+    """
+    # Inferred shapes hold symbols that are numbered anew in each run; every runtime infers them itself.
+    del model.graph.value_info[:]
+    del model.metadata_props[:]
+    model.doc_string = ""
+    graph = model.graph
+    holders: list[Any] = [graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *model.functions]
+    for holder in holders:
+        holder.ClearField("doc_string")
+        holder.ClearField("metadata_props")
+    return model
+
+
+def tensor_specs(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Read what a graph declares.
+
+    Args:
+        path: A ``.onnx`` file.
+
+    Returns:
+        Inputs and outputs, in the graph's order.
+    """
+    graph = read_hollow(path).graph
+    return tuple(map(_spec, graph.input)), tuple(map(_spec, graph.output))
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    kind = value.type.tensor_type
+    axes: Axes = tuple(axis.dim_param or int(axis.dim_value) for axis in kind.shape.dim)
+    return TensorSpec(value.name, str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)), axes)
 
 
 class _Field(NamedTuple):

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trrg_export.comparing_backend import comparing_backend
+from trrg_export.graph_plan import GraphPlan
 from trrg_export.memory import released
 from trrg_export.reference import UNSEEN_SIZES, Feeds, Reference, Run
-from trrg_export.to_onnx import GraphPlan
 from trrg_sdk.backends import Backend, Decoder, Graph, open_decoder
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.engine import Engine
@@ -45,6 +45,10 @@ class ParityError(TrrgError):
         head = f"the graphs differ from PyTorch, no bundle was written ({len(failures)} failures):"
         super().__init__("\n  ".join((head, *failures)))
         self.failures = tuple(failures)
+
+    def __reduce__(self) -> tuple[type[ParityError], tuple[tuple[str, ...]]]:
+        """Come whole out of another process, where it is made anew of its arguments."""
+        return type(self), (self.failures,)
 
 
 @dataclass(frozen=True)

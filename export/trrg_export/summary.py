@@ -22,9 +22,8 @@ from onnx import TensorProto, helper
 
 from trrg_export.hollow import is_hollow, with_weights_outside
 from trrg_export.memory import few_runs, released
-from trrg_export.onnx_file import read_hollow
+from trrg_export.onnx_file import read_hollow, tensor_specs
 from trrg_export.precision.int8 import STORED
-from trrg_export.to_onnx import tensor_specs
 from trrg_sdk.manifest import TensorSpec
 from trrg_sdk.summary import Component, Summary
 

@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trrg_export.build import ExportOptions, export_bundle
+from trrg_export.onnx_file import save
 from trrg_export.parity import LIMITS, Exported, compare
 from trrg_export.precision.static import VNNI, tightened
-from trrg_export.reference import Reference, run_pytorch
+from trrg_export.pytorch_run import run_pytorch
+from trrg_export.reference import Reference
 from trrg_export.targets.openvino import DRIFT_LIMITS
-from trrg_export.to_onnx import GraphPlan, checkpoint_plans, export_graph, save
+from trrg_export.to_onnx import ModulePlan, checkpoint_plans, export_graph
 from trrg_sdk.backends import onnxruntime
 from trrg_sdk.backends import openvino as backend
 from trrg_sdk.backends.ort_decoder import OrtDecoder
@@ -40,7 +42,7 @@ ROUNDED, PRODUCTS = "every tensor in bf16", "products in bf16, norms and softmax
 class TorchGraph:
     """A graph of the bundle, computed by PyTorch in bf16."""
 
-    def __init__(self, plan: GraphPlan, spec: GraphSpec, *, rounded: bool) -> None:
+    def __init__(self, plan: ModulePlan, spec: GraphSpec, *, rounded: bool) -> None:
         """Take the graph's place; ``rounded`` keeps every tensor in bf16."""
         self.inputs: tuple[TensorSpec, ...] = spec.inputs
         self.outputs: tuple[TensorSpec, ...] = spec.outputs
@@ -63,7 +65,7 @@ class TorchGraph:
 class TorchBackend:
     """The three graphs in PyTorch's bf16, the decoder on ONNX Runtime as it is beside OpenVINO."""
 
-    def __init__(self, planned: tuple[GraphPlan, ...], *, rounded: bool) -> None:
+    def __init__(self, planned: tuple[ModulePlan, ...], *, rounded: bool) -> None:
         """Compute the planned graphs."""
         self._inner = onnxruntime.open_backend(device="cpu", threads=torch.get_num_threads())
         self._plans = {f"{plan.name}.onnx": plan for plan in planned}
@@ -124,7 +126,7 @@ def outcomes(checkpoint: Path) -> dict[str, Outcome]:
         return found | encoder_outcomes(Bundle.load(out), planned, reference)
 
 
-def encoder_outcomes(bundle: Bundle, planned: tuple[GraphPlan, ...], reference: Reference) -> dict[str, Outcome]:
+def encoder_outcomes(bundle: Bundle, planned: tuple[ModulePlan, ...], reference: Reference) -> dict[str, Outcome]:
     """What each form of the vision encoder did on OpenVINO.
 
     Args:
@@ -159,7 +161,7 @@ def weighted_products(model: onnx.ModelProto) -> list[str]:
 
 
 def _outcome(
-    bundle: Bundle, file: str, precision: str, planned: tuple[GraphPlan, ...], reference: Reference
+    bundle: Bundle, file: str, precision: str, planned: tuple[ModulePlan, ...], reference: Reference
 ) -> Outcome:
     vision = dataclasses.replace(bundle.manifest.graphs["vision"], file=file, precision=precision)
     target = TargetSpec(backend.NAME, openvino.__version__, {"vision": vision}, ())

@@ -23,10 +23,11 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trrg_export.genai import build_decoder
+from trrg_export.onnx_file import clean, save
 from trrg_export.precision import int4, int8_decoder
 from trrg_export.precision.gptq import Calibration
 from trrg_export.precision.half_decoder import logits_in_fp32
-from trrg_export.to_onnx import clean, quiet, save
+from trrg_export.quiet import quiet
 from trrg_sdk.manifest import DecoderSpec
 
 BOS, EOS = 1, 2

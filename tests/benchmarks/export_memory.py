@@ -8,9 +8,9 @@ of the mini size; ``base`` has Swin-B and BERT-base with a toy language model. R
 comparison proves nothing here and its limits on labels and clues are lifted; what it costs is counted. ``full`` has
 the encoders of ``base`` and the language model of ``1.1b``.
 
-The peak is the largest resident set of that process in samples every 20 ms, pages of mapped files included: the system
-may drop those when memory is short, and *anonymous* memory is without them. (What ``getrusage`` says of a child begins
-with the memory of the process that started it, which has just written a checkpoint.) The *floor* is the peak of the
+The peak is the most that this process and the one that it starts for PyTorch hold together, in samples every 20 ms,
+pages of mapped files included (a page that both map counts once): the system may drop those when memory is short, and
+*anonymous* memory is without them. The *floor* is the peak of the
 same command on a checkpoint that weighs next to nothing: libraries, most of which are loaded while they are used, and
 what they keep. It says what a checkpoint adds. Steps are those that the command prints.
 
@@ -22,6 +22,7 @@ memory does not depend on it, times do.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -33,6 +34,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import psutil
 import torch
 from mini_run import CONFIG, machine
 from safetensors.torch import save_file
@@ -41,8 +43,9 @@ from trrg_sdk.labeler import OBSERVATIONS
 from trrg_sdk.preprocess import Preprocess
 from trrg_train.config import RunConfig, read_config
 from trrg_train.data.grammar import prompts
-from trrg_train.models.checkpoint import CheckpointMeta, save_checkpoint
-from trrg_train.models.clue_bank import BankedClue
+from trrg_train.models.checkpoint import save_checkpoint
+from trrg_train.models.clue import BankedClue
+from trrg_train.models.stored import CheckpointMeta
 from trrg_train.models.tokenizer import train_tokenizer
 from trrg_train.models.trrg import Trrg
 from trrg_train.stage2 import instruction_prompt
@@ -57,6 +60,8 @@ SHAPES = {
 BASE = CONFIG.with_name("base.toml")
 _BASES = ("base", "full")
 EXPORT = "import sys; from trrg_export.cli import main; sys.exit(main(sys.argv[1:]))"
+STEPS = ("running", "tracing", "exporting", "writing", "building", "quantizing", "comparing", "target", "counting")
+"""First words of the lines that name a step; "exporting" is of older code."""
 STUDIES = 2
 NEW_TOKENS = 12
 _SEVEN = 6_738_415_616 * 4  # bytes of Llama 2 7B in fp32
@@ -71,11 +76,11 @@ class Cost:
         label: Which code.
         checkpoint: Size of its weights.
         bundle: Size of what was made.
-        floor: Largest resident set of the same command on next to no weights; ``None`` where it was not measured.
-        peak: Largest resident set.
+        floor: The most that the same command held on next to no weights; ``None`` where it was not measured.
+        peak: The most that was held.
         seconds: By the clock.
         cpu: Of all threads, user and system.
-        steps: Step → largest resident set, and largest anonymous memory.
+        steps: Step → the most that was held, and the most of it anonymous.
     """
 
     case: str
@@ -180,23 +185,29 @@ def follow(process: subprocess.Popen[str]) -> dict[str, tuple[int, int]]:
     def read() -> None:
         for line in process.stderr or ():
             sys.stderr.write(line)
-            if line.startswith(("running", "exporting", "building", "quantizing", "comparing", "target", "counting")):
+            if line.split(" ", 1)[0] in STEPS:
                 step[0] = line.strip()
 
-    reader = threading.Thread(target=read)
+    reader, watched = threading.Thread(target=read), psutil.Process(process.pid)
     reader.start()
     while reader.is_alive():
-        found = resident(Path(f"/proc/{process.pid}/status").read_text("ascii"))
+        found = held(watched)
         before = steps.get(step[0], (0, 0))
         steps[step[0]] = (max(before[0], found[0]), max(before[1], found[1]))
         time.sleep(0.02)
     return steps
 
 
-def resident(status: str) -> tuple[int, int]:
-    """Read the resident set and its anonymous part, in bytes, from what Linux says about a process."""
-    fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    total, anonymous = (int(fields.get(name, "0 kB").split()[0]) * 1024 for name in ("VmRSS", "RssAnon"))
+def held(process: psutil.Process) -> tuple[int, int]:
+    """What a process and those that it started hold, and how much of that is anonymous, in bytes."""
+    total = anonymous = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for each in (process, *process.children(recursive=True)):
+            with contextlib.suppress(OSError):  # it has ended
+                said = Path(f"/proc/{each.pid}/smaps_rollup").read_text("ascii")
+                fields = dict(line.split(":", 1) for line in said.splitlines()[1:])
+                total += int(fields["Pss"].split()[0]) * 1024
+                anonymous += int(fields["Pss_Anon"].split()[0]) * 1024
     return total, anonymous
 
 

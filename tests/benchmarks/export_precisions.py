@@ -25,7 +25,8 @@ from mini_run import machine
 from trrg_export.auto import Trial, drift
 from trrg_export.build import ExportOptions, allowed_precisions, export_bundle
 from trrg_export.parity import LIMITS, ParityError
-from trrg_export.reference import Reference, run_pytorch
+from trrg_export.pytorch_run import run_pytorch
+from trrg_export.reference import Reference
 from trrg_export.speed import Speed, measure, timed
 from trrg_export.targets import TARGETS
 from trrg_sdk.backends import open_backend
@@ -134,7 +135,8 @@ def torch_row(loaded: Checkpoint, reference: Reference, *, bf16: bool) -> Row:
 def torch_drift(loaded: Checkpoint) -> str:
     """How far PyTorch's bf16 is from its fp32: that much is nobody's fault."""
     model, bank = loaded.trrg(), loaded.meta.clues
-    pixels, thresholds = loaded.parity_pixels(), torch.tensor([clue.threshold for clue in bank])
+    pixels = torch.from_numpy(loaded.parity_pixels())
+    thresholds = torch.tensor([clue.threshold for clue in bank])
     banked = embed_bank(bank, model.perceiver, loaded.tokenizer, max_length=loaded.config.max_text_length)
     clues = clue_inputs(bank, *banked, -torch.ones(len(pixels), len(bank)))
     told = []

@@ -20,10 +20,11 @@ from trrg_export.alike import make_rows_alike
 from trrg_export.decoder_explicit import build_explicit_decoder
 from trrg_export.drafts import findings_of, sentence_ends
 from trrg_export.genai import build_decoder
+from trrg_export.onnx_file import clean, save
 from trrg_export.precision import int4, int8_decoder
 from trrg_export.precision.gptq import Calibration
 from trrg_export.precision.half_decoder import logits_in_fp32
-from trrg_export.to_onnx import clean, quiet, save
+from trrg_export.quiet import quiet
 from trrg_sdk.decoding.store import build_store
 from trrg_sdk.manifest import DecoderSpec
 

@@ -29,9 +29,11 @@ from trrg_train.data.grammar import prompts
 from trrg_train.data.pixels import read_pixels
 from trrg_train.data.sources import read_sources
 from trrg_train.data.study import Study, label_matrix
-from trrg_train.models.checkpoint import Checkpoint, CheckpointMeta
-from trrg_train.models.clue_bank import BankedClue, embed_bank, tokenize
+from trrg_train.models.checkpoint import Checkpoint
+from trrg_train.models.clue import BankedClue
+from trrg_train.models.clue_bank import embed_bank, tokenize
 from trrg_train.models.perceiver import Perceiver
+from trrg_train.models.stored import CheckpointMeta
 from trrg_train.models.tokenizer import train_tokenizer
 from trrg_train.models.trrg import Trrg
 from trrg_train.stage1 import Stage1Task, class_balance

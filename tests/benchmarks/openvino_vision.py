@@ -49,8 +49,10 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
 from torch import Tensor, nn
 
+from trrg_export.onnx_file import save
 from trrg_export.precision.static import VNNI, to_static
-from trrg_export.to_onnx import GraphPlan, export_graph, quiet, save
+from trrg_export.quiet import quiet
+from trrg_export.to_onnx import ModulePlan, export_graph
 from trrg_sdk.backends import Graph, onnxruntime, openvino
 from trrg_sdk.errors import DeviceError
 from trrg_sdk.manifest import GraphSpec, TensorSpec
@@ -65,18 +67,18 @@ CALIBRATION = 4  # random images
 Run = Callable[[], NDArray[Any]]
 
 
-def swin() -> GraphPlan:
+def swin() -> ModulePlan:
     """The vision encoder of the configuration, as one graph."""
     torch.manual_seed(0)
     config = read_config(CONFIG).model
     side = config.image_size
     pixels = TensorSpec("pixels", "float32", ("batch", 1, side, side))
     encoder = VisionEncoder(config).eval()
-    return GraphPlan("vision", lambda: encoder, (pixels,), ("patches",))
+    return ModulePlan("vision", (pixels,), ("patches",), lambda: encoder)
 
 
 def contestants(
-    plan: GraphPlan, module: nn.Module, path: Path, image: NDArray[np.float32], needed: Mapping[str, Outcome]
+    plan: ModulePlan, module: nn.Module, path: Path, image: NDArray[np.float32], needed: Mapping[str, Outcome]
 ) -> tuple[dict[str, Run], list[str]]:
     """What is timed, and what cannot be here; ``needed`` are the forms that flip no label, by precision."""
     threads = torch.get_num_threads()

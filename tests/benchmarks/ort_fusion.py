@@ -45,7 +45,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from transformers import PreTrainedModel
 
-from trrg_export.to_onnx import GraphPlan, example_inputs, export_graph, plans, save
+from trrg_export.onnx_file import save
+from trrg_export.to_onnx import ModulePlan, example_inputs, export_graph, plans
 from trrg_sdk.backends.ort_session import OrtGraph, open_session
 from trrg_train.config import read_config
 from trrg_train.models.config import ModelConfig
@@ -117,7 +118,7 @@ def cases() -> list[Case]:
     ]
 
 
-def plan_of(case: Case) -> GraphPlan:
+def plan_of(case: Case) -> ModulePlan:
     """Build the model around one graph, every weight random."""
     torch.manual_seed(0)
     perceiver = Perceiver(case.config, vocab_size=case.vocabulary).eval()
@@ -138,7 +139,7 @@ def plan_of(case: Case) -> GraphPlan:
     return next(plan for plan in planned if plan.name == case.graph)
 
 
-def files(case: Case, plan: GraphPlan, folder: Path) -> dict[str, Path]:
+def files(case: Case, plan: ModulePlan, folder: Path) -> dict[str, Path]:
     """Write every form of the graph."""
     plain = folder / "plain.onnx"
     save(export_graph(plan), plain)
@@ -166,7 +167,7 @@ def _optimized(case: Case, plain: Path, level: int) -> Path:
     return path
 
 
-def _written_out(plan: GraphPlan) -> GraphPlan | None:
+def _written_out(plan: ModulePlan) -> ModulePlan | None:
     """The plan with eager attention, where the export would take another one."""
     module = copy.deepcopy(plan.module())
     changed = False

@@ -41,7 +41,8 @@ from trrg_train.data.sides import side_matrix
 from trrg_train.data.study import label_matrix
 from trrg_train.draws import Draw, Draws
 from trrg_train.encodings import Encodings, Views, cached_encodings
-from trrg_train.models.tokenizer import EOS_ID, PAD_ID, pad_batch
+from trrg_train.models.padding import pad_batch
+from trrg_train.models.tokenizer import EOS_ID, PAD_ID
 from trrg_train.stage1 import Stage1Batches
 from trrg_train.stage2_batches import Stage2Batches
 from trrg_train.trainer import STUDIES_KEY, fit, training_arguments

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +34,15 @@ def traced(fp32_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Call
     """Take the three graphs that were traced before; the returned function sets what is done to each first."""
     import onnx
 
-    from trrg_export import build
-    from trrg_export.targets import openvino
+    from trrg_export import pytorch_side
 
     changes: list[Callable[[str, Any], None]] = []
 
-    @contextmanager
-    def load(plan: Any, _: Path) -> Iterator[tuple[Any, None]]:
+    def write(plan: Any, folder: Path) -> None:
         model = onnx.load(str(fp32_bundle / "graphs" / f"{plan.name}.onnx"))
         for change in changes:
             change(plan.name, model)
-        yield model, None
+        onnx.save_model(model, str(folder / "graph.onnx"))
 
-    monkeypatch.setattr(build, "traced", load)
-    monkeypatch.setattr(openvino, "traced", load)
+    monkeypatch.setattr(pytorch_side, "write_trace", write)
     return changes.append

@@ -46,7 +46,7 @@ def test_fp32_bundle_loads_and_writes_the_same_tokens(fp32_bundle: Path) -> None
 
 def test_the_random_model_writes_something_different_for_each_study(tiny_checkpoint: Path) -> None:
     """Else identical tokens would prove little."""
-    from trrg_export.reference import run_pytorch
+    from trrg_export.pytorch_run import run_pytorch
     from trrg_train.models.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(tiny_checkpoint)
@@ -181,7 +181,7 @@ def test_a_crash_half_way_leaves_nothing_and_spares_the_old_bundle(
     before = (out / "manifest.json").read_bytes()
 
     def crash(*_: object, **__: object) -> None:
-        assert len(list(tmp_path.iterdir())) == 2, "it is built beside its place"
+        assert len(list(tmp_path.iterdir())) == 3, "it is built beside its place, and so are the traced graphs"
         raise KeyboardInterrupt
 
     monkeypatch.setattr(build, "compare", crash)

@@ -13,7 +13,8 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxruntime_genai")
 
 from trrg_export.cli import main
-from trrg_export.reference import Reference, run_pytorch
+from trrg_export.pytorch_run import run_pytorch
+from trrg_export.reference import Reference
 from trrg_sdk import Reporter
 from trrg_sdk.backends import Backend, open_backend, open_decoder, open_graphs
 from trrg_sdk.backends.base import Decoder
@@ -75,7 +76,7 @@ def test_a_gpu_sees_and_writes_what_pytorch_does(
     assert reporter.device == "cuda"
     engine = reporter._engine
     override = engine.clues.override(None)
-    for index, pixels in enumerate(checkpoint.parity_pixels().numpy()):
+    for index, pixels in enumerate(checkpoint.parity_pixels()):
         seen = engine.perceive(pixels, override=override)
         np.testing.assert_allclose(seen.prompt, reference.prompts[index], atol=0.05)
         if precision == "fp16":
@@ -135,7 +136,7 @@ def _both(
 def test_float32_encoders_agree_with_the_processor_and_its_decoder_is_refused(
     cuda: Backend, fp32_bundle: Path, told: tuple[Checkpoint, Reference]
 ) -> None:
-    bundle, pixels = Bundle.load(fp32_bundle), told[0].parity_pixels().numpy()[:2]
+    bundle, pixels = Bundle.load(fp32_bundle), told[0].parity_pixels()[:2]
     here, there = (
         open_graphs(backend, bundle, ["vision"])["vision"].run({"pixels": pixels})
         for backend in (open_backend(device="cpu"), cuda)

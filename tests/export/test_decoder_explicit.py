@@ -14,7 +14,7 @@ ort = pytest.importorskip("onnxruntime")
 
 from tests.export import tiny
 from trrg_export.decoder_explicit import build_explicit_decoder
-from trrg_export.to_onnx import save, tensor_specs
+from trrg_export.onnx_file import save, tensor_specs
 from trrg_sdk.errors import UsageError
 
 pytestmark = pytest.mark.torch
@@ -111,7 +111,7 @@ def test_padding_on_either_side_changes_nothing(llm: Any, session: Any, side: st
 
 
 def test_the_parity_studies_give_the_same_greedy_tokens(checkpoint: Any, llm: Any, session: Any) -> None:
-    from trrg_export.reference import run_pytorch
+    from trrg_export.pytorch_run import run_pytorch
 
     reference = run_pytorch(checkpoint, checkpoint.parity_pixels())
     assert len(set(reference.ids)) > 1, "one text for all would prove little"

@@ -24,14 +24,15 @@ from trrg_sdk.bundle import Bundle, write_manifest
 from trrg_sdk.distance import THUMB, open_judge
 from trrg_sdk.errors import UsageError
 from trrg_sdk.manifest import parse_manifest
-from trrg_train.models.checkpoint import FILMS, load_checkpoint
+from trrg_train.models.checkpoint import load_checkpoint
+from trrg_train.models.stored import FILMS
 
 
 @pytest.fixture(scope="module")
 def films(tiny_checkpoint: Path) -> dict[str, np.ndarray]:
     kept = load_checkpoint(tiny_checkpoint).films()
     assert kept is not None
-    return {name: values.numpy() for name, values in kept.items()}
+    return kept
 
 
 def test_an_export_fits_the_distance_and_says_on_what(fp32_bundle: Path, films: dict[str, np.ndarray]) -> None:

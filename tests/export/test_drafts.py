@@ -15,7 +15,8 @@ pytest.importorskip("onnxruntime_genai")
 from trrg_export.build import ExportOptions
 from trrg_export.cli import _options, build_parser
 from trrg_export.drafts import add_drafts, largest_change, sentence_ends
-from trrg_export.reference import Reference, run_pytorch
+from trrg_export.pytorch_run import run_pytorch
+from trrg_export.reference import Reference
 from trrg_sdk.backends import onnxruntime, open_decoder
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.decoding.choice import NEAR_TIE

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tests.export import tiny
-from trrg_export import build, decoder, place
+from trrg_export import build, decoder, place, pytorch_side
 from trrg_export.cli import main
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.errors import UsageError
@@ -76,7 +76,7 @@ def test_a_stage_1_checkpoint_says_which_one_is_needed(tmp_path: Path, refused: 
 def test_a_language_model_of_another_family_is_refused_before_anything_runs(
     tmp_path: Path, refused: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "run_pytorch", lambda *_: pytest.fail("it took its time first"))
+    monkeypatch.setattr(pytorch_side, "run_pytorch", lambda *_: pytest.fail("it took its time first"))
     error = refused(tiny.write_checkpoint(tmp_path / "gpt2", llm=GPT2))
     assert "the language model is a gpt2: expected one of the Llama family" in error
 
@@ -195,7 +195,7 @@ def _full(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     if where == "a file that a library wraps":
         wrapped = RuntimeError("could not write")
         wrapped.__cause__ = no_space
-        monkeypatch.setattr(build, "write_decoder", _raise(wrapped))
+        monkeypatch.setattr(pytorch_side, "write_decoder", _raise(wrapped))
     if where == "the manifest":
         monkeypatch.setattr(build, "write_manifest", _raise(OSError(errno.EDQUOT, "Disk quota exceeded")))
     if where == "the first folder":

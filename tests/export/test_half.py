@@ -282,7 +282,7 @@ def test_a_decoder_that_overflows_names_its_layer(tiny_checkpoint: Path, tmp_pat
     from trrg_export.decoder import decoder_spec, write_decoder
     from trrg_export.precision.half_decoder import overflow_failures
     from trrg_export.precision.int4 import Int4
-    from trrg_export.reference import run_pytorch
+    from trrg_export.pytorch_run import run_pytorch
     from trrg_train.models.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(tiny_checkpoint)

@@ -24,7 +24,8 @@ from trrg_export.decoder import write_decoder
 from trrg_export.precision.gptq import Calibration, embedded_reports
 from trrg_export.precision.int4 import ALGORITHMS, Int4, quantize_decoder
 from trrg_export.precision.int8 import quantize_weights
-from trrg_export.reference import Reference, run_pytorch
+from trrg_export.pytorch_run import run_pytorch
+from trrg_export.reference import Reference
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.errors import UsageError
 from trrg_train.models.checkpoint import Checkpoint, load_checkpoint

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from trrg_export.decoder import write_decoder
 from trrg_export.precision.int4 import Int4
 from trrg_export.precision.int8_decoder import quantize_decoder
-from trrg_export.reference import run_pytorch
+from trrg_export.pytorch_run import run_pytorch
 from trrg_sdk.backends import onnxruntime
 from trrg_sdk.bundle import Bundle
 from trrg_train.models.checkpoint import load_checkpoint

@@ -16,7 +16,7 @@ from trrg_export.model_card import model_card
 from trrg_sdk.bundle import Bundle
 from trrg_train.evaluation.comparison import EvaluationOptions, evaluate_texts
 from trrg_train.evaluation.model import ModelEvaluation, SourceEvaluation
-from trrg_train.models.checkpoint import CheckpointMeta
+from trrg_train.models.stored import CheckpointMeta
 
 pytestmark = pytest.mark.torch
 

@@ -16,7 +16,8 @@ pytest.importorskip("onnxruntime_genai")
 import torch
 
 from trrg_export.parity import LIMITS, Exported, compare
-from trrg_export.reference import UNSEEN_SIZES, Reference, run_pytorch
+from trrg_export.pytorch_run import run_pytorch
+from trrg_export.reference import UNSEEN_SIZES, Reference
 from trrg_export.to_onnx import checkpoint_plans
 from trrg_sdk.backends.onnxruntime import OrtBackend
 from trrg_sdk.backends.ort_session import OrtGraph

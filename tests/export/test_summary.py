@@ -134,7 +134,9 @@ def test_quantized_weights_are_the_same_parameters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_decoder_counts_as_pytorch_does(tiny_checkpoint: Path, tmp_path: Path, precision: str) -> None:
+def test_the_decoder_counts_as_pytorch_does(
+    tiny_checkpoint: Path, fp32_bundle: Path, tmp_path: Path, precision: str
+) -> None:
     """Every weight of the language model but the embedding; each matrix once a position, and the attention."""
     pytest.importorskip("onnxruntime_genai")
     from torch import nn
@@ -142,11 +144,11 @@ def test_the_decoder_counts_as_pytorch_does(tiny_checkpoint: Path, tmp_path: Pat
     from trrg_export.decoder import write_decoder
     from trrg_export.describe import run_sizes
     from trrg_export.precision.int4 import Int4
-    from trrg_export.reference import run_pytorch
+    from trrg_export.pytorch_run import run_pytorch
     from trrg_train.models.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(tiny_checkpoint)
-    llm, sizes = loaded.trrg().llm, run_sizes(loaded)
+    llm, sizes = loaded.trrg().llm, run_sizes(loaded, Bundle.load(fp32_bundle).manifest.decoder)
     reference = run_pytorch(loaded, loaded.parity_pixels()[:1])
     write_decoder(loaded, tmp_path / "decoder.onnx", precision=precision, int4=Int4(), reference=reference)
     found = counted(tmp_path / "decoder.onnx", **sizes)

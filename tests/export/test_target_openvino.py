@@ -155,7 +155,7 @@ def test_eight_bits_of_weights_without_vnni_are_refused_before_the_work(
     export: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend, "instructions", lambda: frozenset({"avx2"}))
-    monkeypatch.setattr(build, "pytorch_reference", None)  # not called
+    monkeypatch.setattr(build, "from_pytorch", None)  # not called
     assert export("--int8-vnni", "--target", "openvino") == 5
     assert "int8-vnni: expected a processor with VNNI (Linux: avx512_vnni or avx_vnni)" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -46,9 +47,9 @@ ANYTHING = ParityLimits(value=None, differing_texts=None, label_agreement=0.0, c
 
 
 @pytest.fixture(scope="module")
-def site_of(tiny_checkpoint: Path, fp32_bundle: Path) -> Iterator[Any]:
+def site_of(tiny_checkpoint: Path, fp32_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A copy of the fp32 bundle as a bundle under construction; the traced graphs are those of that bundle."""
-    from trrg_export.reference import run_pytorch
+    from trrg_export.pytorch_run import run_pytorch
     from trrg_export.to_onnx import checkpoint_plans
     from trrg_train.models.checkpoint import load_checkpoint
 
@@ -59,14 +60,19 @@ def site_of(tiny_checkpoint: Path, fp32_bundle: Path) -> Iterator[Any]:
     def make(folder: Path, precision: str, limits: ParityLimits | None = None) -> ProvenSite:
         shutil.copytree(fp32_bundle, folder)
         feeds, own = reference.feeds(), limits or LIMITS[precision]
-        return ProvenSite(folder, loaded, planned, reference, feeds, precision, (), Bundle.load(folder), own)
+        bundle = Bundle.load(folder)
+        sizes = bundle.manifest.decoder
+        return ProvenSite(folder, loaded, traces, planned, sizes, reference, feeds, precision, (), bundle, own)
 
-    traced = {plan.name: fp32_bundle / f"graphs/{plan.name}.onnx" for plan in planned}
+    traces = tmp_path_factory.mktemp("traces")
+    for plan in planned:
+        (traces / plan.name).mkdir()
+        shutil.copyfile(fp32_bundle / f"graphs/{plan.name}.onnx", traces / plan.name / "graph.onnx")
     with pytest.MonkeyPatch.context() as patch:
-        trace = tensorrt_graphs.build_explicit_decoder
-        decoder = functools.cache(lambda half: trace(loaded.trrg().llm, half=half))
-        patch.setattr(tensorrt_graphs, "export_graph", lambda plan, _: onnx.load(str(traced[plan.name])))
-        patch.setattr(tensorrt_graphs, "build_explicit_decoder", lambda _, *, half: copy.deepcopy(decoder(half)))
+        trace = tensorrt_graphs.explicit_decoder
+        decoder = functools.cache(lambda half: trace(plain, half=half))
+        plain = SimpleNamespace(checkpoint=loaded, traces=traces)
+        patch.setattr(tensorrt_graphs, "explicit_decoder", lambda _, *, half: copy.deepcopy(decoder(half)))
         yield make
 
 
@@ -368,7 +374,7 @@ def check_reports(folder: Path, site: ProvenSite, *, atol: float) -> None:
     """The engines see and write what PyTorch sees and writes, prompt by prompt and token by token."""
     engine = Reporter(folder, device=RTX.name)._engine
     override = engine.clues.override(None)
-    for index, pixels in enumerate(site.checkpoint.parity_pixels().numpy()):
+    for index, pixels in enumerate(site.checkpoint.parity_pixels()):
         seen = engine.perceive(pixels, override=override)
         logits = [clue.probability for clue in seen.scores]
         assert np.isfinite(logits).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from trrg_export.targets import trtllm
 from trrg_export.targets.base import ProvenSite
 from trrg_sdk.bundle import Bundle
 
+Site = Callable[[Path, str], ProvenSite]
+
 pytestmark = pytest.mark.torch
 
 
@@ -29,15 +32,21 @@ def loaded(tiny_checkpoint: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def reference(loaded: Any) -> Any:
-    from trrg_export.reference import run_pytorch
+    from trrg_export.pytorch_run import run_pytorch
 
     return run_pytorch(loaded, loaded.parity_pixels())
 
 
-def site(folder: Path, loaded: Any, reference: Any, precision: str) -> ProvenSite:
-    """A target that reads no graph of the bundle: any bundle will do."""
-    limits = LIMITS[precision]
-    return ProvenSite(folder, loaded, (), reference, reference.feeds(), precision, (), Bundle.embedded(), limits)
+@pytest.fixture(scope="module")
+def site(loaded: Any, reference: Any, fp32_bundle: Path) -> Site:
+    """A target that reads no graph of the bundle: that of any precision will do."""
+    bundle, feeds = Bundle.load(fp32_bundle), reference.feeds()
+
+    def make(folder: Path, precision: str) -> ProvenSite:
+        sizes, limits = bundle.manifest.decoder, LIMITS[precision]
+        return ProvenSite(folder, loaded, folder, (), sizes, reference, feeds, precision, (), bundle, limits)
+
+    return make
 
 
 def read_back(folder: Path) -> Any:
@@ -46,10 +55,10 @@ def read_back(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto").eval()
 
 
-def test_transformers_reads_the_same_model_back(tmp_path: Path, loaded: Any, reference: Any) -> None:
+def test_transformers_reads_the_same_model_back(tmp_path: Path, loaded: Any, reference: Any, site: Site) -> None:
     from transformers import AutoTokenizer
 
-    spec = trtllm.add(site(tmp_path, loaded, reference, "fp32"))
+    spec = trtllm.add(site(tmp_path, "fp32"))
     assert (spec.runtime, dict(spec.graphs), spec.engines) == ("trtllm", {}, ())
     llm = read_back(tmp_path / "trtllm")
     prompts = torch.from_numpy(reference.prompts)
@@ -63,8 +72,8 @@ def test_transformers_reads_the_same_model_back(tmp_path: Path, loaded: Any, ref
     assert tokenizer.eos_token_id == loaded.trrg().llm.config.eos_token_id
 
 
-def test_the_contract_makes_the_prompt(tmp_path: Path, loaded: Any, reference: Any) -> None:
-    trtllm.add(site(tmp_path, loaded, reference, "fp32"))
+def test_the_contract_makes_the_prompt(tmp_path: Path, loaded: Any, reference: Any, site: Site) -> None:
+    trtllm.add(site(tmp_path, "fp32"))
     contract = json.loads((tmp_path / "trtllm" / "prompt_embedding.json").read_text())
     vocab = contract["virtual_token_start"]
     assert vocab == contract["vocab_size"] == loaded.tokenizer.get_vocab_size()
@@ -77,15 +86,15 @@ def test_the_contract_makes_the_prompt(tmp_path: Path, loaded: Any, reference: A
     assert contract["input_ids"][:3] == [1, 40, 41] and contract["input_ids"][-1] == 42
 
 
-def test_other_precisions_are_half(tmp_path: Path, loaded: Any, reference: Any) -> None:
-    trtllm.add(site(tmp_path, loaded, reference, "int4"))
+def test_other_precisions_are_half(tmp_path: Path, loaded: Any, reference: Any, site: Site) -> None:
+    trtllm.add(site(tmp_path, "int4"))
     assert read_back(tmp_path / "trtllm").dtype == torch.float16
     assert json.loads((tmp_path / "trtllm" / "prompt_embedding.json").read_text())["table"]["dtype"] == "float16"
     assert next(loaded.trrg().llm.parameters()).dtype == torch.float32, "the checkpoint's model was changed"
 
 
 def test_a_wrong_order_of_the_prompt_is_seen(
-    tmp_path: Path, loaded: Any, reference: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, loaded: Any, reference: Any, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = trtllm.prompt_contract
 
@@ -95,4 +104,4 @@ def test_a_wrong_order_of_the_prompt_is_seen(
 
     monkeypatch.setattr(trtllm, "prompt_contract", wrong)
     with pytest.raises(ParityError, match="trtllm: logits differ"):
-        trtllm.add(site(tmp_path, loaded, reference, "fp32"))
+        trtllm.add(site(tmp_path, "fp32"))

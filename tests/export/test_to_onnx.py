@@ -12,14 +12,15 @@ pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from trrg_export.to_onnx import GraphPlan, checkpoint_plans, clean, example_inputs, export_graph, save, tensor_specs
+from trrg_export.onnx_file import clean, save, tensor_specs
+from trrg_export.to_onnx import ModulePlan, checkpoint_plans, example_inputs, export_graph
 from trrg_sdk.backends.onnxruntime import open_backend
 
 pytestmark = pytest.mark.torch
 
 
 @pytest.fixture(scope="module")
-def planned(tiny_checkpoint: Path) -> dict[str, GraphPlan]:
+def planned(tiny_checkpoint: Path) -> dict[str, ModulePlan]:
     from trrg_train.models.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(tiny_checkpoint)
@@ -27,9 +28,9 @@ def planned(tiny_checkpoint: Path) -> dict[str, GraphPlan]:
 
 
 @pytest.mark.slow
-def test_two_exports_give_the_same_bytes(fp32_bundle: Path, planned: dict[str, GraphPlan], tmp_path: Path) -> None:
+def test_two_exports_give_the_same_bytes(fp32_bundle: Path, planned: dict[str, ModulePlan], tmp_path: Path) -> None:
     for name, plan in planned.items():
-        save(export_graph(plan, tmp_path), tmp_path / f"{name}.onnx")
+        save(export_graph(plan), tmp_path / f"{name}.onnx")
         assert (tmp_path / f"{name}.onnx").read_bytes() == (fp32_bundle / "graphs" / f"{name}.onnx").read_bytes(), name
 
 
@@ -60,7 +61,7 @@ def test_axes_are_those_of_the_contract(fp32_bundle: Path) -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("clues", [1, 14, 17])
 def test_fusion_takes_any_number_of_clues_and_images(
-    fp32_bundle: Path, planned: dict[str, GraphPlan], batch: int, clues: int
+    fp32_bundle: Path, planned: dict[str, ModulePlan], batch: int, clues: int
 ) -> None:
     got, expected = _both(fp32_bundle, planned["fusion"], {"batch": batch, "clues": clues})
     assert got["prompt_embeds"].shape == (batch, 4 + clues, 64)
@@ -71,7 +72,7 @@ def test_fusion_takes_any_number_of_clues_and_images(
 
 @pytest.mark.parametrize(("prompts", "length"), [(1, 1), (5, 32)])
 def test_clue_encoder_takes_any_number_of_prompts(
-    fp32_bundle: Path, planned: dict[str, GraphPlan], prompts: int, length: int
+    fp32_bundle: Path, planned: dict[str, ModulePlan], prompts: int, length: int
 ) -> None:
     got, expected = _both(fp32_bundle, planned["clue_encoder"], {"prompts": prompts, "length": length})
     np.testing.assert_allclose(got["clue_joint"], expected["clue_joint"], atol=1e-4)
@@ -86,7 +87,7 @@ def test_padding_changes_no_clue(fp32_bundle: Path) -> None:
     np.testing.assert_allclose(plain, long, atol=1e-5)
 
 
-def test_a_forced_clue_changes_the_prompt_and_not_the_score(fp32_bundle: Path, planned: dict[str, GraphPlan]) -> None:
+def test_a_forced_clue_changes_the_prompt_and_not_the_score(fp32_bundle: Path, planned: dict[str, ModulePlan]) -> None:
     graph = open_backend(device="cpu").graph(fp32_bundle / "graphs" / "fusion.onnx")
     inputs = example_inputs(planned["fusion"], sizes={"batch": 1, "clues": 3}, seed=1)
     inputs["clue_override"] = np.full((1, 3), -1, np.float32)
@@ -111,7 +112,7 @@ def test_clean_drops_every_note_of_the_exporter() -> None:
     assert b"/somewhere" not in clean(model).SerializeToString()
 
 
-def _both(bundle: Path, plan: GraphPlan, sizes: dict[str, int]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _both(bundle: Path, plan: ModulePlan, sizes: dict[str, int]) -> tuple[dict[str, Any], dict[str, Any]]:
     import torch
 
     inputs = example_inputs(plan, sizes=sizes, seed=3)
@@ -122,7 +123,7 @@ def _both(bundle: Path, plan: GraphPlan, sizes: dict[str, int]) -> tuple[dict[st
     return got, {name: value.numpy() for name, value in zip(plan.outputs, expected, strict=True)}
 
 
-def test_example_embeddings_are_of_unit_norm_as_real_ones_are(planned: dict[str, GraphPlan]) -> None:
+def test_example_embeddings_are_of_unit_norm_as_real_ones_are(planned: dict[str, ModulePlan]) -> None:
     inputs = example_inputs(planned["fusion"], sizes={"batch": 2, "clues": 5}, seed=0)
     for name in ("patch_joint", "global_joint", "clue_positive", "clue_negative"):
         np.testing.assert_allclose(np.linalg.norm(inputs[name], axis=-1), 1.0, rtol=1e-5)

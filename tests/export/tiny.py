@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 
 from trrg_sdk.labeler import OBSERVATIONS
 from trrg_sdk.preprocess import Preprocess
-from trrg_train.models.checkpoint import FILMS, CheckpointMeta, save_checkpoint, save_reports
-from trrg_train.models.clue_bank import BankedClue
+from trrg_train.models.checkpoint import save_checkpoint, save_reports
+from trrg_train.models.clue import BankedClue
 from trrg_train.models.config import ModelConfig
+from trrg_train.models.stored import FILMS, CheckpointMeta
 from trrg_train.models.tokenizer import BOS_ID, EOS_ID, train_tokenizer
 from trrg_train.models.trrg import Prompt, Trrg
 

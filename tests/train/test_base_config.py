@@ -18,7 +18,7 @@ pytestmark = pytest.mark.torch
 from trrg_train import stage1, stage2
 from trrg_train.config import read_config
 from trrg_train.data.phantom import write_dataset
-from trrg_train.models.checkpoint import CheckpointMeta
+from trrg_train.models.stored import CheckpointMeta
 from trrg_train.trainer import StudyTrainer
 
 BASE = Path(__file__).parents[2] / "train" / "configs" / "base.toml"

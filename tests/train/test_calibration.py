@@ -9,7 +9,7 @@ pytestmark = pytest.mark.torch
 
 from trrg_train.calibration import best_threshold, calibrate, platt
 from trrg_train.metrics import auc, f1_per_class, macro
-from trrg_train.models.clue_bank import BankedClue
+from trrg_train.models.clue import BankedClue
 
 
 def test_platt_finds_the_scale_and_offset_that_made_the_labels():

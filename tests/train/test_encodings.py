@@ -15,9 +15,10 @@ pytestmark = pytest.mark.torch
 from trrg_sdk.errors import UsageError
 from trrg_train import encodings
 from trrg_train.encodings import NAMES, Part, Views, build_part, cached_encodings, encode_batch
-from trrg_train.models.checkpoint import Checkpoint, CheckpointMeta
-from trrg_train.models.clue_bank import BankedClue
+from trrg_train.models.checkpoint import Checkpoint
+from trrg_train.models.clue import BankedClue
 from trrg_train.models.perceiver import Perceiver
+from trrg_train.models.stored import CheckpointMeta
 
 STUDIES = 21
 

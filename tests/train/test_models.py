@@ -10,13 +10,15 @@ from torch.nn.functional import normalize
 
 from trrg_sdk.errors import UsageError
 from trrg_train.models.backbone import backbone_config
-from trrg_train.models.checkpoint import CheckpointMeta, load_checkpoint, save_checkpoint
-from trrg_train.models.clue_bank import BankedClue, clue_inputs, embed_bank
+from trrg_train.models.checkpoint import load_checkpoint, save_checkpoint
+from trrg_train.models.clue import BankedClue
+from trrg_train.models.clue_bank import clue_inputs, embed_bank
 from trrg_train.models.config import ModelConfig
 from trrg_train.models.fusion import Fusion
 from trrg_train.models.injection import HEAT_STRENGTH
 from trrg_train.models.interaction import CrossModalInteraction
 from trrg_train.models.perceiver import Perceiver
+from trrg_train.models.stored import CheckpointMeta
 from trrg_train.models.tokenizer import train_tokenizer
 from trrg_train.models.trrg import EncodedImages, Prompt, ReportTokens, Trrg
 

@@ -13,7 +13,7 @@ from trrg_train.config import OptimConfig, Stage2Config
 from trrg_train.data.study import Study
 from trrg_train.draws import Draw
 from trrg_train.encodings import Encodings
-from trrg_train.models.clue_bank import BankedClue
+from trrg_train.models.clue import BankedClue
 from trrg_train.models.tokenizer import train_tokenizer
 from trrg_train.models.trrg import Prompt, Trrg
 from trrg_train.stage2 import Stage2Task

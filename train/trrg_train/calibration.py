@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from trrg_train.models.clue_bank import BankedClue
+from trrg_train.models.clue import BankedClue
 
 MIN_POSITIVES = 5
 

@@ -31,9 +31,11 @@ from trrg_train.distributed import gather_rows, gradient_of_whole, join_processe
 from trrg_train.draws import Draw, Draws, draw_random
 from trrg_train.losses import prompt_contrast, sentence_contrast
 from trrg_train.metrics import macro
-from trrg_train.models.checkpoint import CheckpointMeta, load_checkpoint, save_checkpoint, weights_hash
-from trrg_train.models.clue_bank import BankedClue, tokenize
+from trrg_train.models.checkpoint import load_checkpoint, save_checkpoint, weights_hash
+from trrg_train.models.clue import BankedClue
+from trrg_train.models.clue_bank import tokenize
 from trrg_train.models.perceiver import Perceiver
+from trrg_train.models.stored import CheckpointMeta
 from trrg_train.models.tokenizer import train_tokenizer
 from trrg_train.resume import settings_of, step_to_resume
 from trrg_train.trainer import STUDIES_KEY, checkpoint_activations, fit, training_arguments

@@ -23,17 +23,11 @@ from trrg_train.distributed import join_processes
 from trrg_train.draws import Draws
 from trrg_train.encodings import Encodings, Views, cached_encodings
 from trrg_train.films import save_films
-from trrg_train.models.checkpoint import (
-    FILMS,
-    Checkpoint,
-    CheckpointMeta,
-    load_checkpoint,
-    save_checkpoint,
-    save_reports,
-    weights_hash,
-)
-from trrg_train.models.clue_bank import BankedClue, clue_inputs, embed_bank, tokenize
+from trrg_train.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_reports, weights_hash
+from trrg_train.models.clue import BankedClue
+from trrg_train.models.clue_bank import clue_inputs, embed_bank, tokenize
 from trrg_train.models.fusion import ClueInputs
+from trrg_train.models.stored import FILMS, CheckpointMeta
 from trrg_train.models.tokenizer import BOS_ID, EOS_ID
 from trrg_train.models.trrg import EncodedImages, Prompt, ReportTokens, Trrg
 from trrg_train.resume import settings_of, step_to_resume

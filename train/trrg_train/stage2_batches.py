@@ -18,7 +18,8 @@ from trrg_train.data.sides import side_matrix
 from trrg_train.data.study import Study, label_matrix
 from trrg_train.draws import Draw, draw_random
 from trrg_train.encodings import Encodings
-from trrg_train.models.tokenizer import EOS_ID, pad_batch
+from trrg_train.models.padding import pad_batch
+from trrg_train.models.tokenizer import EOS_ID
 from trrg_train.trainer import STUDIES_KEY
 
 FORCED_PRESENT, FORCED_ABSENT = (0.6, 1.0), (0.0, 0.4)

@@ -16,15 +16,17 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from trrg_export.precision.decoder_products import Quantizer, Replacement
+
+if TYPE_CHECKING:
+    import torch
 
 _INT8_ACTIVATIONS = 4  # accuracy level of MatMulNBits: the fastest on a CPU, which genai's builder chooses there too
 _AS_THEY_ARE = 0
@@ -116,6 +118,7 @@ def gptq_quantizer(
 def _hessians(source: Path, names: list[str], calibration: Calibration) -> Mapping[str, torch.Tensor]:
     """Sum up the outer products of what each matrix product reads: float32 (inputs, inputs) by the input's name."""
     import onnxruntime
+    import torch
 
     model = onnx.load(str(source), load_external_data=False)
     inputs = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
@@ -136,6 +139,8 @@ def _hessians(source: Path, names: list[str], calibration: Calibration) -> Mappi
 
 def _rounded(weight: Array, hessian: torch.Tensor, block_size: int) -> tuple[NDArray[np.uint8], Array]:
     """Quantize (inputs, outputs): levels uint8 (outputs, blocks, block_size) and scales (outputs, blocks)."""
+    import torch
+
     rows = torch.from_numpy(weight.T.copy())
     solver = _solver(rows.shape[1])
     solver.H = hessian.clone()
@@ -160,6 +165,7 @@ def _packed(
 
 
 def _solver(inputs: int) -> Any:
+    import torch
     from neural_compressor.torch.algorithms.weight_only.gptq import GPTQ
 
     logging.getLogger("neural_compressor").setLevel(logging.ERROR)  # its import sets INFO: a line for each matrix

@@ -23,6 +23,7 @@ import onnx
 from onnx import TensorProto, numpy_helper, shape_inference
 
 from trrg_export.hollow import Contents, check, is_hollow, without_weights
+from trrg_export.onnx_file import INLINE_LIMIT, clean, weight_bytes
 from trrg_export.parity import ParityError
 from trrg_export.precision.layers import Weights, contents, errors, magnitude, peaks, tensor_types
 from trrg_export.precision.lowered import (
@@ -34,7 +35,6 @@ from trrg_export.precision.lowered import (
     settle,
 )
 from trrg_export.precision.sections import Feed
-from trrg_export.to_onnx import INLINE_LIMIT, clean, weight_bytes
 from trrg_sdk.errors import UsageError
 
 _LARGEST = 65504.0  # of fp16

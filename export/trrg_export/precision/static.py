@@ -44,6 +44,7 @@ from onnx import TensorProto, shape_inference
 
 from trrg_export.hollow import check, is_hollow, with_weights_outside
 from trrg_export.memory import few_runs, released
+from trrg_export.onnx_file import INLINE_LIMIT, clean, weight_bytes
 from trrg_export.precision.drift import Drift, Source
 from trrg_export.precision.int8 import quantize_weights
 from trrg_export.precision.lowered import (
@@ -55,7 +56,7 @@ from trrg_export.precision.lowered import (
     settle,
 )
 from trrg_export.precision.sections import Feed
-from trrg_export.to_onnx import INLINE_LIMIT, clean, quiet, weight_bytes
+from trrg_export.quiet import quiet
 
 DRIFT_LIMIT = 0.04
 """Twenty roundings (half of 1/255 of the range each) one after the other, as many as ``parity.LIMITS`` gives fp16."""

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trrg_export.graph_plan import GraphPlan
 from trrg_export.parity import ParityLimits
 from trrg_export.reference import Feeds, Reference
-from trrg_export.to_onnx import GraphPlan
 from trrg_sdk.bundle import Bundle
-from trrg_train.models.checkpoint import Checkpoint
+from trrg_sdk.manifest import DecoderSpec
+from trrg_train.models.stored import StoredCheckpoint
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,10 @@ class Site:
     Attributes:
         folder: Holds the bundle's own graphs under ``graphs/`` and its arrays; a target writes below ``graphs/NAME/``
             and ``engines/NAME/``.
-        checkpoint: Of stage 2.
-        planned: The three graphs that come from PyTorch.
+        checkpoint: Of stage 2, without its weights.
+        traces: Folder of the graphs that come from PyTorch, see :mod:`trrg_export.trace`.
+        planned: What these take and give.
+        decoder: Sizes of the language model's cache.
         reference: What PyTorch gives for the parity studies.
         feeds: Graph → inputs of single studies, for calibration and comparison.
         precision: Asked for.
@@ -37,8 +40,10 @@ class Site:
     """
 
     folder: Path
-    checkpoint: Checkpoint
+    checkpoint: StoredCheckpoint
+    traces: Path
     planned: Sequence[GraphPlan]
+    decoder: DecoderSpec
     reference: Reference
     feeds: Mapping[str, Feeds]
     precision: str

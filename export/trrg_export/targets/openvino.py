@@ -15,11 +15,12 @@ from collections.abc import Mapping
 import onnx
 
 from trrg_export.memory import released
+from trrg_export.onnx_file import save
 from trrg_export.parity import LIMITS, Exported, ParityError, ParityReport, compare
 from trrg_export.precision.lowered import LoweredGraph, drift_table
 from trrg_export.precision.static import DRIFT_LIMIT, VNNI, tightened
 from trrg_export.targets.base import ProvenSite
-from trrg_export.to_onnx import save, traced
+from trrg_export.trace import read_trace
 from trrg_sdk.backends import openvino as backend
 from trrg_sdk.errors import BundleError
 from trrg_sdk.manifest import GraphSpec, TargetSpec
@@ -59,25 +60,25 @@ def add(site: ProvenSite) -> TargetSpec:
 
 def _with_int8_vision(site: ProvenSite) -> TargetSpec:
     """Write the vision graph in int8 with eight-bit weights; less of it is in int8 until no report label flips."""
-    plan = next(plan for plan in site.planned if plan.name == _VISION)
-    path = site.folder / "graphs" / NAME / f"{plan.name}.onnx"
+    path = site.folder / "graphs" / NAME / f"{_VISION}.onnx"
     path.parent.mkdir()
     file = path.relative_to(site.folder).as_posix()
     own = dataclasses.replace(site.bundle.manifest.graphs[_VISION], file=file, precision=site.precision)
     spec, label = _spec({_VISION: own}), f"{NAME} {_VISION}"
     limits = DRIFT_LIMITS if site.limits.value is None else (site.limits.value,)
-    with traced(plan, site.folder) as (graph, outside):
-        for found in tightened(graph, site.feeds[_VISION], label=label, limits=limits, form=VNNI, outside=outside):
-            with released():
-                save(found.model, path)
-                lowered = dataclasses.replace(found, model=onnx.ModelProto())
-                del found
-            with released():
-                report = _compared(site, spec)
-            agreement, drift = report.table.get("label_agreement"), max(lowered.drift.values(), default=0.0)
-            _LOG.info("%s: report labels agree in %s where an output drifts by %.2g", label, agreement, drift)
-            if agreement in (1.0, None):  # None: it does not run
-                break
+    outside = site.traces / _VISION
+    graph, feeds = read_trace(outside), site.feeds[_VISION]
+    for found in tightened(graph, feeds, label=label, limits=limits, form=VNNI, outside=outside):
+        with released():
+            save(found.model, path)
+            lowered = dataclasses.replace(found, model=onnx.ModelProto())
+            del found
+        with released():
+            report = _compared(site, spec)
+        agreement, drift = report.table.get("label_agreement"), max(lowered.drift.values(), default=0.0)
+        _LOG.info("%s: report labels agree in %s where an output drifts by %.2g", label, agreement, drift)
+        if agreement in (1.0, None):  # None: it does not run
+            break
     return _kept(site, spec, report, {_VISION: lowered})
 
 

@@ -65,9 +65,8 @@ class _Chain:
 
     def __init__(self, site: ProvenSite, graphs: Mapping[str, Graph]) -> None:
         self._site, self._graphs = site, graphs
-        llm = site.checkpoint.trrg().llm
-        self._table: Array = llm.get_input_embeddings().weight.detach().float().numpy()
-        self._eos = int(llm.config.eos_token_id)
+        self._table: Array = site.bundle.token_embedding()
+        self._eos = site.bundle.manifest.tokenizer.eos_token_id
 
     def values(self) -> dict[str, Difference]:
         """Compare each graph's outputs where it is fed with PyTorch's inputs."""

@@ -7,6 +7,7 @@ Runtime: whatever TensorRT makes of them later, the graphs are right.
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +15,15 @@ from typing import Any
 
 import onnx
 
-from trrg_export.decoder_explicit import build_explicit_decoder
 from trrg_export.engine_builder import BuildLibrary, axis_ranges, build_engines
+from trrg_export.onnx_file import clean, save, tensor_specs
 from trrg_export.parity import LIMITS
 from trrg_export.precision.half import to_half
 from trrg_export.precision.static import TENSORRT, to_static
 from trrg_export.targets.base import ProvenSite
 from trrg_export.targets.proof import prove
-from trrg_export.to_onnx import clean, export_graph, save, tensor_specs
+from trrg_export.trace import whole_trace
+from trrg_export.with_pytorch import with_pytorch
 from trrg_sdk.errors import UsageError
 from trrg_sdk.manifest import GraphSpec, TargetSpec
 
@@ -80,7 +82,7 @@ def write_graphs(site: ProvenSite, name: str) -> dict[str, GraphSpec]:
     found = {}
     for plan in site.planned:
         _LOG.info("%s: exporting %s", name, plan.name)
-        graph = export_graph(plan, site.folder)
+        graph = whole_trace(site.traces / plan.name)
         if traced == "fp16":
             limit = site.limits.value or LIMITS["fp16"].value
             graph = to_half(graph, site.feeds[plan.name], label=f"{name} {plan.name}", limit=limit).model
@@ -90,11 +92,25 @@ def write_graphs(site: ProvenSite, name: str) -> dict[str, GraphSpec]:
             ).model
         found[plan.name] = _written(graph, site.folder, folder / f"{plan.name}.onnx", traced)
     _LOG.info("%s: exporting decoder", name)
-    decoder = build_explicit_decoder(site.checkpoint.trrg().llm, half=decoding != "fp32")
+    decoder = explicit_decoder(site, half=decoding != "fp32")
     if decoding == "int4":
         decoder = quantize_4bit(decoder)
     found["decoder"] = _written(decoder, site.folder, folder / "decoder.onnx", decoding)
     return found
+
+
+def explicit_decoder(site: ProvenSite, *, half: bool) -> onnx.ModelProto:
+    """Let PyTorch trace the decoder, see :func:`trrg_export.decoder_explicit.build_explicit_decoder`.
+
+    Args:
+        site: The bundle under construction.
+        half: In float16.
+    """
+    with tempfile.TemporaryDirectory(prefix=".decoder-", dir=site.traces) as folder:
+        path = Path(folder, "decoder.onnx")
+        with_pytorch("trrg_export.decoder_explicit", "write_explicit_decoder", site.checkpoint.folder, path, half)
+        model: onnx.ModelProto = onnx.load(str(path))
+    return model
 
 
 def quantize_4bit(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,47 +1,21 @@
-"""The clue bank: names, prompts, calibration and threshold of each clue."""
+"""The clue bank as tensors: its prompts embedded, its figures joined to them."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from trrg_train.models.fusion import ClueInputs
-from trrg_train.models.tokenizer import pad_batch
+from trrg_train.models.padding import pad_batch
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from trrg_train.models.clue import BankedClue
     from trrg_train.models.perceiver import Perceiver
-
-
-@dataclass(frozen=True)
-class BankedClue:
-    """One clue.
-
-    Attributes:
-        name: An observation of the CheXpert set, or a site's own name.
-        positive: Prompt of its presence.
-        negative: Prompt of its absence.
-        scale: Calibration on the validation set: probability = sigmoid(scale * logit + offset).
-        offset: See ``scale``.
-        threshold: Probability from which on the clue counts as present.
-    """
-
-    name: str
-    positive: str
-    negative: str
-    scale: float = 1.0
-    offset: float = 0.0
-    threshold: float = 0.5
-
-    def calibrated(self, *, scale: float, offset: float, threshold: float) -> BankedClue:
-        """Return the same clue with other figures."""
-        return dataclasses.replace(self, scale=scale, offset=offset, threshold=threshold)
 
 
 def tokenize(texts: Sequence[str], tokenizer: Tokenizer, *, max_length: int) -> tuple[Tensor, Tensor]:

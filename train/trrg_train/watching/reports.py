@@ -16,7 +16,8 @@ from trrg_train.data.study import Study, label_matrix
 from trrg_train.evaluation.bootstrap import Statistic
 from trrg_train.evaluation.clinical import SENTENCE_LABELER, asserted, clinical_statistics, observation_statistics
 from trrg_train.models.fusion import ClueInputs
-from trrg_train.models.tokenizer import EOS_ID, pad_batch
+from trrg_train.models.padding import pad_batch
+from trrg_train.models.tokenizer import EOS_ID
 from trrg_train.models.trrg import EncodedImages, ReportTokens, Trrg
 from trrg_train.stage2_batches import AS_PERCEIVED
 from trrg_train.watching.record import Asserted

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from trrg_sdk.labeler import OBSERVATIONS
 from trrg_train.config import LAST, RunConfig
-from trrg_train.models.checkpoint import CheckpointMeta
+from trrg_train.models.stored import CheckpointMeta
 from trrg_train.watching import plots
 from trrg_train.watching.record import Asserted, Fitted, Perceived, StageRecord, read_records, write_record
 from trrg_train.watching.samples import Sample
