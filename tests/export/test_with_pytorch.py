@@ -39,7 +39,7 @@ def _run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_process_that_has_pytorch_runs_it_itself() -> None:
-    assert "torch" in sys.modules
+    pytest.importorskip("torch")
     assert with_pytorch("os", "getpid") == os.getpid()
 
 
