@@ -6,7 +6,6 @@ positions so far and gives back those of all positions including its own. Any ca
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from trrg_export.dummy_cache import dummy_cache
-from trrg_export.onnx_file import clean, save
+from trrg_export.memory import released
 from trrg_export.quiet import quiet
-from trrg_export.to_onnx import OPSET
+from trrg_export.to_onnx import Call, tidy_trace, twin, write_program
 from trrg_sdk.errors import UsageError
 from trrg_train.models.checkpoint import load_checkpoint
 from trrg_train.models.llm import merge_adapters
@@ -65,54 +64,49 @@ class DecoderGraph(nn.Module):
         return out.logits.float(), *present
 
 
-def build_explicit_decoder(llm: Any, *, half: bool = False) -> onnx.ModelProto:
-    """Trace the decoder graph.
+def trace_explicit_decoder(llm: Any, folder: Path, *, half: bool = False) -> None:
+    """Trace the decoder graph to a file, and its large weights to another one.
+
+    It is named as the bundle's decoder: ``inputs_embeds``, ``attention_mask``, ``past_key_values.N.key`` and
+    ``.value``; ``logits``, ``present.N.key`` and ``.value``.
 
     Args:
         llm: A causal model of the Llama family; adapters are merged.
+        folder: An empty one, which :func:`trrg_export.trace.read_trace` reads.
         half: Weights, cache and arithmetic in float16; norms, softmax and logits as the model itself computes them, in
-            float32. Needs a copy of the model in memory.
-
-    Returns:
-        The checked model with all weights inside, named as the bundle's decoder: ``inputs_embeds``,
-        ``attention_mask``, ``past_key_values.N.key`` and ``.value``; ``logits``, ``present.N.key`` and ``.value``.
+            float32. Needs a copy of the model in memory, in float16.
 
     Raises:
         UsageError: The model keeps a cache of another kind.
     """
     merged = merge_adapters(llm).eval()
     _check_family(merged.config)
-    module = DecoderGraph(copy.deepcopy(merged).half() if half else merged)
-    layers = int(merged.config.num_hidden_layers)
-    parts = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
-    with quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            module,
-            _example(merged.config, torch.float16 if half else torch.float32),
-            None,
-            input_names=["inputs_embeds", "attention_mask", *(f"past_key_values.{part}" for part in parts)],
-            output_names=["logits", *(f"present.{part}" for part in parts)],
-            dynamic_shapes=_dynamic_shapes(layers),
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
-        assert program is not None  # it raises where it fails
-        model = clean(program.model_proto)
-    _name_axes(model)
-    onnx.checker.check_model(model, full_check=True)
-    return model
+    with released(), quiet(), torch.no_grad():
+        model = twin(merged)
+        write_program(DecoderGraph(model.half() if half else model), _call(merged.config, half), folder)
+    tidy_trace(folder, _name_axes)
 
 
-def write_explicit_decoder(checkpoint: Path, path: Path, half: bool) -> None:
-    """Trace the decoder of a checkpoint to a file.
+def write_explicit_decoder(checkpoint: Path, folder: Path, half: bool) -> None:
+    """Trace the decoder of a checkpoint, see :func:`trace_explicit_decoder`.
 
     Args:
         checkpoint: Folder of a stage-2 checkpoint.
-        path: A ``.onnx`` file.
-        half: See :func:`build_explicit_decoder`.
+        folder: An empty one.
+        half: In float16.
     """
-    save(build_explicit_decoder(load_checkpoint(checkpoint).trrg().llm, half=half), path)
+    trace_explicit_decoder(load_checkpoint(checkpoint).trrg().llm, folder, half=half)
+
+
+def _call(config: Any, half: bool) -> Call:
+    layers = int(config.num_hidden_layers)
+    parts = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+    return Call(
+        _example(config, torch.float16 if half else torch.float32),
+        ["inputs_embeds", "attention_mask", *(f"past_key_values.{part}" for part in parts)],
+        ["logits", *(f"present.{part}" for part in parts)],
+        _dynamic_shapes(layers),
+    )
 
 
 def _check_family(config: Any) -> None:

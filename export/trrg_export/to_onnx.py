@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -45,6 +45,22 @@ class ModulePlan(GraphPlan):
     """
 
     module: Callable[[], nn.Module]
+
+
+class Call(NamedTuple):
+    """How a module is called while it is traced.
+
+    Attributes:
+        arguments: In order; tensors, or tuples of them.
+        inputs: Names of the tensors among them.
+        outputs: Names of what it returns.
+        dynamic_shapes: Free axes of each argument, as ``torch.onnx.export`` takes them.
+    """
+
+    arguments: tuple[Any, ...]
+    inputs: list[str]
+    outputs: list[str]
+    dynamic_shapes: tuple[Any, ...]
 
 
 def checkpoint_plans(checkpoint: Checkpoint, load: Callable[[], Trrg]) -> tuple[ModulePlan, ...]:
@@ -123,36 +139,46 @@ def write_trace(plan: ModulePlan, folder: Path) -> None:
         plan: What to export.
         folder: An empty one, which :func:`trrg_export.trace.read_trace` reads.
     """
-    # Through files: a message made of the program would copy all weights while PyTorch still holds them.
-    path = folder / GRAPH
     with released(), quiet(), torch.no_grad():  # what was traced lies in cycles
-        _trace(plan, path)
-    model = clean(read_trace(folder))
-    for tensor in model.graph.initializer:
-        if not is_large(tensor):
-            take_inside(tensor, folder)
-    check(model)
-    path.write_bytes(model.SerializeToString(deterministic=True))
+        module = twin(plan.module().eval())
+        _use_exportable_attention(module)
+        write_program(module, _call(plan), folder)
+    tidy_trace(folder)
 
 
-def _trace(plan: ModulePlan, path: Path) -> None:
-    module = _twin(plan.module().eval())
-    _use_exportable_attention(module)
+def _call(plan: ModulePlan) -> Call:
     free = {axis: Dim(axis) for spec in plan.inputs for axis in spec.axes if isinstance(axis, str)}
+    return Call(
+        tuple(_example(spec) for spec in plan.inputs),
+        [spec.name for spec in plan.inputs],
+        list(plan.outputs),
+        tuple({i: free[a] for i, a in enumerate(s.axes) if isinstance(a, str)} for s in plan.inputs),
+    )
+
+
+def write_program(module: nn.Module, call: Call, folder: Path) -> None:
+    """Trace a module to files, as the exporter writes them.
+
+    Args:
+        module: In evaluation mode; its weights are gone afterwards, see :func:`twin`.
+        call: How it is called.
+        folder: Where to, see :func:`tidy_trace`.
+    """
+    # Through files: a message made of the program would copy all weights while PyTorch still holds them.
     program = torch.onnx.export(
         module,
-        tuple(_example(spec) for spec in plan.inputs),
+        call.arguments,
         None,
-        input_names=[spec.name for spec in plan.inputs],
-        output_names=list(plan.outputs),
-        dynamic_shapes=tuple({i: free[a] for i, a in enumerate(s.axes) if isinstance(a, str)} for s in plan.inputs),
+        input_names=call.inputs,
+        output_names=call.outputs,
+        dynamic_shapes=call.dynamic_shapes,
         opset_version=OPSET,
         dynamo=True,
         verbose=False,
     )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
-    program.save(str(path), external_data=True)
+    program.save(str(folder / GRAPH), external_data=True)
     # The library's rewriting rules hold the last graphs that they saw.
     for weight in module.parameters():
         weight.data = torch.empty(0)
@@ -160,8 +186,28 @@ def _trace(plan: ModulePlan, path: Path) -> None:
         value.const_value = None
 
 
-def _twin(module: nn.Module) -> nn.Module:
-    """A copy that shares the weights, until they are taken from it."""
+def tidy_trace(folder: Path, change: Callable[[onnx.ModelProto], None] = lambda _: None) -> None:
+    """Clean and check what :func:`write_program` wrote.
+
+    Args:
+        folder: Of the graph; :func:`trrg_export.trace.read_trace` reads it then.
+        change: What else to do to the graph, in place.
+    """
+    model = clean(read_trace(folder))
+    change(model)
+    for tensor in model.graph.initializer:
+        if not is_large(tensor):
+            take_inside(tensor, folder)
+    check(model)
+    (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """Copy a module; the copy shares the weights, until they are taken from it.
+
+    Args:
+        module: Left as it is.
+    """
     return copy.deepcopy(module, {id(weight): nn.Parameter(weight.detach(), False) for weight in module.parameters()})
 
 

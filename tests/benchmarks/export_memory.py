@@ -25,6 +25,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -62,6 +63,8 @@ _BASES = ("base", "full")
 EXPORT = "import sys; from trrg_export.cli import main; sys.exit(main(sys.argv[1:]))"
 STEPS = ("running", "tracing", "exporting", "writing", "building", "quantizing", "comparing", "target", "counting")
 """First words of the lines that name a step; "exporting" is of older code."""
+PARTS = re.compile(r"\S+: exporting \w+|\S+ engine \d+ of \d+, \w+: building")
+"""Lines of a target that name a part of it."""
 STUDIES = 2
 NEW_TOKENS = 12
 _SEVEN = 6_738_415_616 * 4  # bytes of Llama 2 7B in fp32
@@ -185,7 +188,9 @@ def follow(process: subprocess.Popen[str]) -> dict[str, tuple[int, int]]:
     def read() -> None:
         for line in process.stderr or ():
             sys.stderr.write(line)
-            if line.split(" ", 1)[0] in STEPS:
+            if part := PARTS.match(line):
+                step[0] = part[0]
+            elif line.split(" ", 1)[0] in STEPS:
                 step[0] = line.strip()
 
     reader, watched = threading.Thread(target=read), psutil.Process(process.pid)

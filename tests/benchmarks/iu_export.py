@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from trrg_export.alike import make_rows_alike
-from trrg_export.decoder_explicit import build_explicit_decoder
+from trrg_export.decoder_explicit import trace_explicit_decoder
 from trrg_export.drafts import findings_of, sentence_ends
 from trrg_export.genai import build_decoder
 from trrg_export.onnx_file import clean, save
@@ -25,6 +25,7 @@ from trrg_export.precision import int4, int8_decoder
 from trrg_export.precision.gptq import Calibration
 from trrg_export.precision.half_decoder import logits_in_fp32
 from trrg_export.quiet import quiet
+from trrg_export.trace import read_trace
 from trrg_sdk.decoding.store import build_store
 from trrg_sdk.manifest import DecoderSpec
 
@@ -68,7 +69,10 @@ def write_decoders(llm: Any, tokenizer: Tokenizer, folder: Path, *, prompt: int)
         ):
             logits_in_fp32(model)
             save(clean(model), folder / f"decoder_{precision}.onnx")
-        save(build_explicit_decoder(llm), folder / "decoder_explicit.onnx")
+        traced = Path(scratch) / "explicit"
+        traced.mkdir()
+        trace_explicit_decoder(llm, traced)
+        save(read_trace(traced), folder / "decoder_explicit.onnx", traced)
     config = llm.config
     spec = DecoderSpec(
         layers=config.num_hidden_layers,

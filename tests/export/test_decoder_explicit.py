@@ -13,8 +13,9 @@ pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
 from tests.export import tiny
-from trrg_export.decoder_explicit import build_explicit_decoder
-from trrg_export.onnx_file import save, tensor_specs
+from trrg_export.decoder_explicit import trace_explicit_decoder
+from trrg_export.onnx_file import tensor_specs
+from trrg_export.trace import GRAPH
 from trrg_sdk.errors import UsageError
 
 pytestmark = pytest.mark.torch
@@ -37,9 +38,9 @@ def llm(checkpoint: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def graph(llm: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("decoder") / "decoder.onnx"
-    save(build_explicit_decoder(llm), path)
-    return Path(path)
+    folder = tmp_path_factory.mktemp("decoder")
+    trace_explicit_decoder(llm, folder)
+    return folder / GRAPH
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +126,9 @@ def test_the_parity_studies_give_the_same_greedy_tokens(checkpoint: Any, llm: An
 
 
 def test_in_half_the_cache_is_half_too_and_the_logits_are_close(llm: Any, tmp_path: Path) -> None:
-    save(build_explicit_decoder(llm, half=True), tmp_path / "half.onnx")
+    trace_explicit_decoder(llm, tmp_path, half=True)
     assert next(llm.parameters()).dtype == torch.float32, "the model itself was changed"
-    session = ort.InferenceSession(str(tmp_path / "half.onnx"), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(str(tmp_path / GRAPH), providers=["CPUExecutionProvider"])
     embeds = embeddings(2, 6)
     past = {name: value.astype(np.float16) for name, value in no_past(2).items()}
     logits, present = read(session, embeds, np.ones((2, 6), np.int64), past)
@@ -136,11 +137,11 @@ def test_in_half_the_cache_is_half_too_and_the_logits_are_close(llm: Any, tmp_pa
     assert 1e-5 < gap < 0.02, "not computed in fp16, or far off"
 
 
-def test_a_model_with_a_window_is_refused() -> None:
+def test_a_model_with_a_window_is_refused(tmp_path: Path) -> None:
     """Its cache forgets, and has another shape."""
     from transformers import MistralConfig, MistralForCausalLM
 
     sizes = {name: value for name, value in GROUPED.items() if name != "model_type"}
     window = MistralForCausalLM(MistralConfig(**sizes, vocab_size=50, sliding_window=4))
     with pytest.raises(UsageError, match="'mistral' and keeps a cache of DynamicSlidingWindowLayer"):
-        build_explicit_decoder(window)
+        trace_explicit_decoder(window, tmp_path)

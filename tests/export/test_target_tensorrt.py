@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import functools
 import importlib.metadata
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -47,7 +43,7 @@ ANYTHING = ParityLimits(value=None, differing_texts=None, label_agreement=0.0, c
 
 
 @pytest.fixture(scope="module")
-def site_of(tiny_checkpoint: Path, fp32_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def site_of(tiny_checkpoint: Path, fp32_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A copy of the fp32 bundle as a bundle under construction; the traced graphs are those of that bundle."""
     from trrg_export.pytorch_run import run_pytorch
     from trrg_export.to_onnx import checkpoint_plans
@@ -68,12 +64,7 @@ def site_of(tiny_checkpoint: Path, fp32_bundle: Path, tmp_path_factory: pytest.T
     for plan in planned:
         (traces / plan.name).mkdir()
         shutil.copyfile(fp32_bundle / f"graphs/{plan.name}.onnx", traces / plan.name / "graph.onnx")
-    with pytest.MonkeyPatch.context() as patch:
-        trace = tensorrt_graphs.explicit_decoder
-        decoder = functools.cache(lambda half: trace(plain, half=half))
-        plain = SimpleNamespace(checkpoint=loaded, traces=traces)
-        patch.setattr(tensorrt_graphs, "explicit_decoder", lambda _, *, half: copy.deepcopy(decoder(half)))
-        yield make
+    return make
 
 
 @pytest.fixture(scope="module")

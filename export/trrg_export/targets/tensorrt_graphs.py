@@ -7,7 +7,6 @@ Runtime: whatever TensorRT makes of them later, the graphs are right.
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +15,15 @@ from typing import Any
 import onnx
 
 from trrg_export.engine_builder import BuildLibrary, axis_ranges, build_engines
+from trrg_export.graph_plan import GraphPlan
+from trrg_export.memory import released
 from trrg_export.onnx_file import clean, save, tensor_specs
 from trrg_export.parity import LIMITS
 from trrg_export.precision.half import to_half
 from trrg_export.precision.static import TENSORRT, to_static
 from trrg_export.targets.base import ProvenSite
 from trrg_export.targets.proof import prove
-from trrg_export.trace import whole_trace
+from trrg_export.trace import read_trace, whole_trace
 from trrg_export.with_pytorch import with_pytorch
 from trrg_sdk.errors import UsageError
 from trrg_sdk.manifest import GraphSpec, TargetSpec
@@ -51,7 +52,8 @@ def add_engines(site: ProvenSite, library: BuildLibrary) -> TargetSpec:
         DeviceError: The library refuses a graph.
     """
     graphs = write_graphs(site, library.name)
-    prove(site, library.name, graphs)
+    with released():
+        prove(site, library.name, graphs)
     engines = build_engines(
         library,
         graphs,
@@ -82,35 +84,50 @@ def write_graphs(site: ProvenSite, name: str) -> dict[str, GraphSpec]:
     found = {}
     for plan in site.planned:
         _LOG.info("%s: exporting %s", name, plan.name)
-        graph = whole_trace(site.traces / plan.name)
-        if traced == "fp16":
-            limit = site.limits.value or LIMITS["fp16"].value
-            graph = to_half(graph, site.feeds[plan.name], label=f"{name} {plan.name}", limit=limit).model
-        elif traced == "int8":
-            graph = to_static(
-                graph, site.feeds[plan.name], label=f"{name} {plan.name}", limit=site.limits.value, form=TENSORRT
-            ).model
-        found[plan.name] = _written(graph, site.folder, folder / f"{plan.name}.onnx", traced)
+        file = folder / f"{plan.name}.onnx"
+        with released():
+            _write_traced(plan, site, traced, f"{name} {plan.name}", site.folder / file)
+        found[plan.name] = GraphSpec(file.as_posix(), traced, *tensor_specs(site.folder / file))
     _LOG.info("%s: exporting decoder", name)
-    decoder = explicit_decoder(site, half=decoding != "fp32")
-    if decoding == "int4":
-        decoder = quantize_4bit(decoder)
-    found["decoder"] = _written(decoder, site.folder, folder / "decoder.onnx", decoding)
+    file = folder / "decoder.onnx"
+    outside = explicit_decoder(site, half=decoding != "fp32")
+    with released():
+        if decoding == "int4":
+            save(quantize_4bit(whole_trace(outside)), site.folder / file)
+        else:
+            save(read_trace(outside), site.folder / file, outside)
+    found["decoder"] = GraphSpec(file.as_posix(), decoding, *tensor_specs(site.folder / file))
     return found
 
 
-def explicit_decoder(site: ProvenSite, *, half: bool) -> onnx.ModelProto:
-    """Let PyTorch trace the decoder, see :func:`trrg_export.decoder_explicit.build_explicit_decoder`.
+def _write_traced(plan: GraphPlan, site: ProvenSite, precision: str, label: str, path: Path) -> None:
+    """Write one of the three graphs, its weights read a few at a time."""
+    outside, feeds, limit = site.traces / plan.name, site.feeds[plan.name], site.limits.value
+    graph = read_trace(outside)
+    if precision == "fp32":
+        save(graph, path, outside)
+    elif precision == "fp16":
+        limit = limit or LIMITS["fp16"].value
+        save(to_half(graph, feeds, label=label, limit=limit, outside=outside).model, path)
+    else:
+        save(to_static(graph, feeds, label=label, limit=limit, form=TENSORRT, outside=outside).model, path)
+
+
+def explicit_decoder(site: ProvenSite, *, half: bool) -> Path:
+    """Let PyTorch trace the decoder, once; see :func:`trrg_export.decoder_explicit.trace_explicit_decoder`.
 
     Args:
         site: The bundle under construction.
         half: In float16.
+
+    Returns:
+        A folder beside the other traces, which :func:`trrg_export.trace.read_trace` reads.
     """
-    with tempfile.TemporaryDirectory(prefix=".decoder-", dir=site.traces) as folder:
-        path = Path(folder, "decoder.onnx")
-        with_pytorch("trrg_export.decoder_explicit", "write_explicit_decoder", site.checkpoint.folder, path, half)
-        model: onnx.ModelProto = onnx.load(str(path))
-    return model
+    folder = site.traces / ("decoder-fp16" if half else "decoder-fp32")
+    if not folder.exists():
+        folder.mkdir()
+        with_pytorch("trrg_export.decoder_explicit", "write_explicit_decoder", site.checkpoint.folder, folder, half)
+    return folder
 
 
 def quantize_4bit(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -155,11 +172,6 @@ def _block(graph: onnx.GraphProto) -> int:
         if not any(width % block for width in widths):
             return block
     raise UsageError(f"4-bit weights for TensorRT need widths in multiples of {_BLOCKS[-1]}, the model has {widths}")
-
-
-def _written(model: onnx.ModelProto, root: Path, file: Path, precision: str) -> GraphSpec:
-    save(model, root / file)
-    return GraphSpec(file.as_posix(), precision, *tensor_specs(root / file))
 
 
 @contextmanager
