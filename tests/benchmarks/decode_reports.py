@@ -279,30 +279,39 @@ def mini_page(
         f"{len(files) - len(files) // 2} of {len(files)} images. A bundle without a report store is given one of what "
         "it writes about the other half. Such small weights stay in the processor's cache: memory is no limit."
     )
-    yield from pages(opened, bandwidth_of(device, threads), threads=threads, turns=turns, mini=True)
+    yield from pages(opened, bandwidth_of(device, threads), threads=threads, turns=turns, goals=False, noise=True)
 
 
 def iu_page(folder: Path, *, device: str, threads: int, turns: int, studies: int) -> Iterator[str]:
     """Write the tables of real report text."""
     from iu_workload import decoders, load_workload
 
-    names = [name for name, _, _ in decoders(load_workload(folder), device, threads)]
+    workload = load_workload(folder)
+    names = [name for name, _, _ in decoders(workload, device, threads)]
+    weights = workload.file("fp32").stat().st_size / 4e6
     bandwidth = bandwidth_of(device, threads)
     yield "## iu: real report text"
     yield (
-        "A decoder trained on the train reports writes about val studies, one for each condition (it writes the same "
-        "about the others); people's reports are those of val in their order, and a text that comes again does not "
-        "count. The report store is of train alone. Weights that fit the processor's cache are not held up by memory."
+        f"A decoder that reads {weights:.0f} M weights a pass, trained on the train reports, writes about val studies, "
+        "one for each condition (it writes the same about the others); people's reports are those of val in their "
+        "order, and a text that comes again does not count. The report store is of train alone. Weights that fit the "
+        "processor's cache are not held up by memory."
     )
     for kind, title in KINDS.items():
         yield f"### {title}"
         sizes = {"device": device, "studies": studies, "threads": threads}
         opened = {name: partial(open_iu, folder, name, kind, **sizes) for name in names}
-        yield from pages(opened, bandwidth, threads=threads, turns=turns)
+        yield from pages(opened, bandwidth, threads=threads, turns=turns, goals=kind != "random")
 
 
 def pages(
-    opened: Mapping[str, Callable[[], Writer]], bandwidth: float, *, threads: int, turns: int, mini: bool = False
+    opened: Mapping[str, Callable[[], Writer]],
+    bandwidth: float,
+    *,
+    threads: int,
+    turns: int,
+    goals: bool = True,
+    noise: bool = False,
 ) -> Iterator[str]:
     """Let all writers take turns and describe them.
 
@@ -311,7 +320,8 @@ def pages(
         bandwidth: Bytes a second that are read from memory.
         threads: For each.
         turns: That count; one more comes before them.
-        mini: Whether to measure how far leads move, and to leave the goals out.
+        goals: Whether to compare with them.
+        noise: Whether to measure how far leads move.
     """
     processes, failed = dict[str, EngineProcess](), dict[str, str]()
     try:
@@ -327,8 +337,8 @@ def pages(
                 if number:  # the first one does not count
                     collected[name].append(turn)
         yield "\n".join(_table(collected, processes, failed, bandwidth))
-        yield "\n".join(_curves(processes, noise=mini))
-        if collected and not mini:
+        yield "\n".join(_curves(processes, noise=noise))
+        if collected and goals:
             yield "\n".join(_claims(collected))
     finally:
         for process in processes.values():
