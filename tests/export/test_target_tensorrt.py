@@ -20,7 +20,7 @@ pytest.importorskip("onnxruntime_genai")
 pytest.importorskip("tensorrt_rtx")
 
 from tests.sdk.fake_tensorrt import Code, install
-from trrg_export import build, engine_builder, engine_kernels, engines
+from trrg_export import build, engine_builder, engine_kernels, engines, onnx_file
 from trrg_export.cli import main
 from trrg_export.engine_builder import LIBRARIES, axis_ranges, build_engines, build_profile
 from trrg_export.parity import LIMITS, ParityError, ParityLimits
@@ -95,6 +95,17 @@ def test_every_graph_has_an_engine_in_fp16(fp16: Path) -> None:
     assert spec.version == RTX.version
     for engine in spec.engines:
         assert (fp16 / engine.file).stat().st_size > 100_000
+
+
+def test_weights_of_more_than_a_message_holds_lie_beside_their_graph(
+    site_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a large decoder do: PyTorch is compared with that, and TensorRT reads it."""
+    monkeypatch.setattr(onnx_file, "INLINE_LIMIT", 2**16)
+    spec = tensorrt_rtx.add(site_of(tmp_path / "bundle", "fp16"))
+    weights = Path(tmp_path, "bundle", f"{spec.graphs['decoder'].file}.data").stat().st_size
+    engine = next(one.file for one in spec.engines if one.graph == "decoder")
+    assert 2**16 < weights < Path(tmp_path, "bundle", engine).stat().st_size, "the engine holds them"
 
 
 def test_the_graphs_hold_standard_operators_and_fp16_weights(fp16: Path) -> None:
