@@ -7,8 +7,8 @@ A Llama (wide and flat, so that a pass is bound by memory as a large one is) lea
 from prompt embeddings, one for each label and each MeSH heading of the study. The folder gets what ``iu_workload.py``
 loads: the decoder in fp32, int8 and int4 for ONNX Runtime and as a graph of standard operators for OpenVINO, token
 embeddings, tokenizer, prompts of the val studies, and the report store, made of train alone. All of it is made of
-reports that must not be passed on: keep the folder to yourself. Training takes about 8 minutes of two cores (AVX-512)
-for a width of 512 and 25 for 1024.
+reports that must not be passed on: keep the folder to yourself. Training a width of 1024 takes 26 minutes of two cores
+(AVX-512).
 """
 
 from __future__ import annotations
