@@ -44,9 +44,9 @@ ANYTHING = ParityLimits(value=None, differing_texts=None, label_agreement=0.0, c
 
 @pytest.fixture(scope="module")
 def site_of(tiny_checkpoint: Path, fp32_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A copy of the fp32 bundle as a bundle under construction; the traced graphs are those of that bundle."""
+    """A copy of the fp32 bundle as a bundle under construction, with graphs traced as an export does."""
     from trrg_export.pytorch_run import run_pytorch
-    from trrg_export.to_onnx import checkpoint_plans
+    from trrg_export.to_onnx import checkpoint_plans, write_trace
     from trrg_train.models.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(tiny_checkpoint)
@@ -63,7 +63,7 @@ def site_of(tiny_checkpoint: Path, fp32_bundle: Path, tmp_path_factory: pytest.T
     traces = tmp_path_factory.mktemp("traces")
     for plan in planned:
         (traces / plan.name).mkdir()
-        shutil.copyfile(fp32_bundle / f"graphs/{plan.name}.onnx", traces / plan.name / "graph.onnx")
+        write_trace(plan, traces / plan.name)
     return make
 
 
