@@ -154,18 +154,15 @@ class Engine:
                 self._singles = self._open_singles() or self._graphs.result()
             return self._singles
 
-    def write(self, prompt: Float32, *, scores: ClueScores | None = None) -> Generation:
+    def write(self, prompt: Float32) -> Generation:
         """Write a report; see :meth:`writing`."""
-        return finish(self.writing(prompt, scores=scores))
+        return finish(self.writing(prompt))
 
-    def writing(
-        self, prompt: Float32, *, scores: ClueScores | None = None
-    ) -> Generator[tuple[Token, ...], None, Generation]:
+    def writing(self, prompt: Float32) -> Generator[tuple[Token, ...], None, Generation]:
         """Write a report and hand it out as it grows. Nobody else can write until it is finished or closed.
 
         Args:
             prompt: float32 (S, Dl).
-            scores: What was perceived. Drafts that contradict it come last; the report does not depend on it.
 
         Yields:
             The tokens that became certain with a pass of the decoder.
@@ -176,9 +173,6 @@ class Engine:
         with self._writing:
             self._pages.before(1)
             drafts = self._drafting()
-            if drafts and isinstance(drafts.drafter, StoreDrafter):
-                present, absent = _observed(scores, self._manifest.observations)
-                drafts.drafter.about(present=present, absent=absent)
             decoder, table, beams = self._decoder.result(), self._token_embedding, self._decoding.beams
             if beams == 1:
                 return (yield from write(decoder, prompt, table, self._rules(), drafts=drafts))
@@ -325,15 +319,8 @@ def _open_drafts(bundle: Bundle, target: str, opening: Future[Decoder]) -> Draft
     if spec is None or precision not in NEAR_TIE or not opening.result().all_rows:
         return None
     arrays = StoreArrays(*(bundle.array(array) for array in spec.arrays()))
-    store = ReportStore(arrays, ends=spec.ends, label=spec.tokens.file)
+    store = ReportStore(arrays, vocabulary=bundle.manifest.tokenizer.vocab_size, label=spec.tokens.file)
     return Drafts(StoreDrafter(store), max(spec.near_tie, NEAR_TIE[precision]) if spec.near_tie else 0.0)
-
-
-def _observed(scores: ClueScores | None, observations: Sequence[str]) -> tuple[int, int]:
-    """Which observations have a clue that is present, and which one that is absent, one bit each."""
-    found = {score.name: score.present for score in scores or ()}
-    bits = [(1 << bit, found.get(name)) for bit, name in enumerate(observations)]
-    return sum(bit for bit, seen in bits if seen is True), sum(bit for bit, seen in bits if seen is False)
 
 
 def _open_tokenizer(path: Path) -> Tokenizer:

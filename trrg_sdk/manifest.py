@@ -194,19 +194,21 @@ class DraftsSpec:
     """The report store, with which several tokens are written a pass.
 
     Attributes:
-        tokens: Sentences of training reports as token ids.
-        order: Where to search in them.
-        sentences: What is known about each; ``trrg_sdk.decoding.store`` describes all three.
-        ends: Tokens that end a sentence.
+        tokens: Last tokens of the runs of tokens that it knows from training reports.
+        children: Where those begin that are one token longer.
+        shorter: Each without its first token.
+        guesses: The likeliest next token after each.
+        chances: How likely that is; ``trrg_sdk.decoding.store`` describes all five.
         near_tie: A lead of the likeliest token's logit below this is decided without drafts; 0 where no pass of the
             export's comparison gave other logits than single positions.
         text: What text it holds, in words.
     """
 
     tokens: ArraySpec
-    order: ArraySpec
-    sentences: ArraySpec
-    ends: tuple[int, ...]
+    children: ArraySpec
+    shorter: ArraySpec
+    guesses: ArraySpec
+    chances: ArraySpec
     near_tie: float
     text: str
 
@@ -214,9 +216,9 @@ class DraftsSpec:
         """Refuse a negative margin."""
         _require(self.near_tie >= 0, f"expected a near_tie of at least 0, got {self.near_tie}")
 
-    def arrays(self) -> tuple[ArraySpec, ArraySpec, ArraySpec]:
-        """The three arrays."""
-        return self.tokens, self.order, self.sentences
+    def arrays(self) -> tuple[ArraySpec, ArraySpec, ArraySpec, ArraySpec, ArraySpec]:
+        """The five arrays."""
+        return self.tokens, self.children, self.shorter, self.guesses, self.chances
 
 
 @dataclass(frozen=True, slots=True)

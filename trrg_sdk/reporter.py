@@ -130,7 +130,7 @@ class Reporter:
         with watch.step("total"):
             selection, perception = self._examiner.examine(source, override, watch)
             with watch.step("decode"):
-                generation = self._engine.write(perception.prompt, scores=perception.scores)
+                generation = self._engine.write(perception.prompt)
             verified = self._verified(generation, perception, watch)
         report = self._composed(selection, perception, verified, watch)
         picture = self._examiner.picture(selection.radiograph, perception)
@@ -175,7 +175,7 @@ class Reporter:
         ids: list[int] = []
         logprobs: list[float] = []
         told, peaks = 0, heat_peaks(perception.heat)
-        with closing(self._engine.writing(perception.prompt, scores=perception.scores)) as writing:
+        with closing(self._engine.writing(perception.prompt)) as writing:
             while not (cancel and cancel.is_set()):
                 try:
                     tokens = next(writing)
@@ -234,7 +234,7 @@ class Reporter:
         with watch.step("total"):
             selection, perception = self._examiner.examine(source, self._engine.clues.override(None), watch)
             with watch.step("decode"):
-                generation = self._engine.write(perception.prompt, scores=perception.scores)
+                generation = self._engine.write(perception.prompt)
             verified = self._verified(generation, perception, watch)
             with watch.step("sample"):
                 drawn = self._engine.sample(perception.prompt, count=samples, temperature=temperature, seed=seed)
@@ -300,7 +300,7 @@ class Reporter:
         """Make the report; where there is no text yet, write it alone."""
         if written is None or written.generation is None:
             with seen.watch.step("decode"):
-                generation = self._engine.write(seen.prompt, scores=seen.perception.scores)
+                generation = self._engine.write(seen.prompt)
         else:
             generation = written.generation
             seen.watch.timings_ms["decode"] = round(written.seconds * 1e3, 3)

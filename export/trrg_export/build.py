@@ -65,7 +65,7 @@ class ExportOptions:
         int4_algorithm: How the decoder's four bits are chosen, one of ``int4.ALGORITHMS``.
         compute_capabilities: Of the GPUs that engines are built for; empty takes the target's own.
         films: File of films to fit the gate's distance on; None takes the checkpoint's own.
-        draft_reports: Drafts are made of sentences that stand in at least so many training reports; None makes none.
+        draft_reports: Drafts are made of runs of words in at least so many training reports; None makes none.
     """
 
     precision: str = "fp32"

@@ -131,7 +131,7 @@ def _add_forms(parser: argparse.ArgumentParser) -> None:
         "--draft-reports",
         type=int,
         metavar="N",
-        help="the store holds sentences that stand in at least N training reports (default 2)",
+        help="the store holds runs of words that stand in at least N training reports (default 2)",
     )
     parser.add_argument(
         "--target", action="append", default=[], choices=_TARGETS, help="also build and prove it for this runtime"

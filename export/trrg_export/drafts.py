@@ -1,19 +1,18 @@
 """The report store of a bundle: made from the training reports, and proven to change no report.
 
-What the store holds is text of the training reports: sentences that stand in at least so many of them. A checkpoint
-without its reports, or one none of whose sentences is common enough, gives a bundle without drafts.
+What the store holds is text of the training reports: short runs of words that stand in at least so many of them. A
+checkpoint without its reports, or with too few of them, gives a bundle without drafts.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from trrg_export.comparing_backend import comparing_backend
 from trrg_export.parity import ParityError
@@ -25,8 +24,7 @@ from trrg_sdk.bundle import Bundle
 from trrg_sdk.decoding.choice import NEAR_TIE
 from trrg_sdk.decoding.drafts import StoreDrafter
 from trrg_sdk.decoding.greedy import Drafts, generate
-from trrg_sdk.decoding.store import ReportStore, Sentence, StoreArrays, build_store
-from trrg_sdk.labeler import OBSERVATIONS, label_sentence
+from trrg_sdk.decoding.store import ORDER, ReportStore, StoreArrays, build_store
 from trrg_sdk.manifest import ArraySpec, DraftsSpec
 from trrg_train.models.stored import StoredCheckpoint
 from trrg_train.models.tokenizer import EOS_ID
@@ -45,7 +43,7 @@ def add_drafts(bundle: Bundle, checkpoint: StoredCheckpoint, reference: Referenc
         bundle: Under construction, with its decoder.
         checkpoint: Of stage 2.
         reference: Its parity studies.
-        least: In how many training reports a sentence must stand.
+        least: In how many training reports a run of tokens must stand.
 
     Returns:
         What the manifest says about it, or None where there is nothing to draft from.
@@ -56,10 +54,9 @@ def add_drafts(bundle: Bundle, checkpoint: StoredCheckpoint, reference: Referenc
     if (reports := checkpoint.train_reports()) is None:
         _LOG.info("no drafts: the checkpoint has no training reports (an older trrg-train wrote it)")
         return None
-    ends = sentence_ends(checkpoint.tokenizer)
-    arrays = build_store(reports, ends=ends, least=least, findings=findings_of(checkpoint.tokenizer))
-    if not len(arrays.tokens):
-        _LOG.info("no drafts: no sentence stands in %d training reports", least)
+    arrays, held_by = build_store(reports, least=least)
+    if len(arrays.tokens) == 1:
+        _LOG.info("no drafts: no token stands in %d training reports", least)
         return None
     precision = bundle.manifest.graphs["decoder"].precision
     decoder = open_decoder(comparing_backend(precision), bundle)
@@ -71,40 +68,16 @@ def add_drafts(bundle: Bundle, checkpoint: StoredCheckpoint, reference: Referenc
     # What this processor computes of fp16 says little about the GPUs that it is made for.
     enough = sum(map(len, reference.ids)) >= _TOKENS and precision not in HALF
     near_tie = 0.0 if enough and change == 0 else max(NEAR_TIE[precision], _SAFETY * change)
-    spec = dataclasses.replace(_write(arrays, bundle.folder), ends=ends, near_tie=near_tie)
-    drafts = Drafts(StoreDrafter(ReportStore(arrays, ends=ends)), near_tie)
+    spec = dataclasses.replace(_write(arrays, bundle.folder), near_tie=near_tie)
+    store = ReportStore(arrays, vocabulary=bundle.manifest.tokenizer.vocab_size)
+    drafts = Drafts(StoreDrafter(store), near_tie)
     _prove(decoder, table, reference, drafts, limit=checkpoint.meta.max_new_tokens)
-    where = f"{least} of the training reports" if least > 1 else "the training reports"
-    text = f"sentences that stand in at least {where}: {len(arrays.sentences) - 1} sentences of {len(reports)} reports"
+    where = f"at least {held_by} of the {len(reports)} training reports" if held_by > 1 else "the training reports"
+    text = (
+        f"runs of up to {ORDER + 1} tokens that stand in {where}: {len(store)} runs, and what follows each most often"
+    )
     _LOG.info("drafts: %s", text)
     return dataclasses.replace(spec, text=text)
-
-
-def sentence_ends(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Tokens after which a new sentence may begin, the end token among them.
-
-    Args:
-        tokenizer: Of the model.
-    """
-    size = tokenizer.get_vocab_size()
-    closing = {token for token in range(size) if tokenizer.decode([token]).strip().endswith((".", "!", "?", ":"))}
-    return tuple(sorted(closing | {EOS_ID}))
-
-
-def findings_of(tokenizer: Tokenizer) -> Callable[[Sentence], tuple[int, int]]:
-    """Make what :func:`~trrg_sdk.decoding.store.build_store` asks for: observations that a sentence asserts and denies.
-
-    Args:
-        tokenizer: Of the model.
-    """
-
-    def findings(sentence: Sentence) -> tuple[int, int]:
-        labels = label_sentence(tokenizer.decode(list(sentence)))
-        bits = [(1 << bit, labels.get(name)) for bit, name in enumerate(OBSERVATIONS)]
-        asserts = sum(bit for bit, state in bits if state == "present")
-        return asserts, sum(bit for bit, state in bits if state == "absent")
-
-    return findings
 
 
 def largest_change(decoder: Decoder, table: NDArray[np.floating], reference: Reference) -> float:
@@ -152,4 +125,4 @@ def _write(arrays: StoreArrays, folder: Path) -> DraftsSpec:
     for name, array in arrays._asdict().items():
         specs[name] = ArraySpec(f"{_FOLDER}/{name}.npy", str(array.dtype), array.shape)
         np.save(folder / specs[name].file, array)
-    return DraftsSpec(**specs, ends=(), near_tie=0.0, text="")
+    return DraftsSpec(**specs, near_tie=0.0, text="")

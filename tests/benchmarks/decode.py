@@ -74,7 +74,8 @@ def page(arguments: argparse.Namespace) -> Iterator[str]:
         files = sorted(arguments.dicom.rglob("*.dcm"))[: arguments.studies]
         yield from mini_page(arguments.bundles or [None], files, device=arguments.device, **effort)
     if "iu" in arguments.workloads:
-        yield from iu_page(arguments.iu, device=arguments.device, studies=arguments.studies, **effort)
+        sizes = {"studies": arguments.studies, "least": arguments.draft_reports}
+        yield from iu_page(arguments.iu, device=arguments.device, **sizes, **effort)
     yield (
         f"Took {(time.perf_counter() - started) / 60:.1f} minutes. Processes that wanted to run, mean of a minute: "
         f"{load:.1f} at the start, {os.getloadavg()[0]:.1f} at the end, with one or {arguments.threads} threads of it."
@@ -116,6 +117,7 @@ def main() -> None:
     parser.add_argument("--dicom", type=Path, help="of mini: folder with DICOM files")
     parser.add_argument("--studies", type=int, default=40, help="at most, of mini and iu")
     parser.add_argument("--iu", type=Path, help="of iu: folder of iu_decoder.py")
+    parser.add_argument("--draft-reports", type=int, default=1, metavar="N", help="of iu: as of trrg-export")
     parser.add_argument("--write", type=Path, help="page; default: the screen only")
     arguments = parser.parse_args()
     if "mini" in arguments.workloads and arguments.dicom is None:

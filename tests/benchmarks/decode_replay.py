@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 from decode_llama import bandwidth_of
-from decode_reports import KINDS, Task, Writer, Wrong, pages
+from decode_reports import KINDS, pages
+from decode_writer import Task, Writer, Wrong
 from iu_workload import PRECISIONS, Study, Workload, load_workload
 
 from trrg_sdk.backends import open_backend
@@ -53,7 +54,7 @@ class Replayed:
         tasks = []
         for study, text in self._written(workload):
             prompt = table[draws.integers(3, len(table), len(study.prompt))].astype(np.float32)
-            tasks.append(Task(prompt, study.present, study.absent, text))
+            tasks.append(Task(prompt, text))
         drafter = (Wrong if self.kind == "random" else StoreDrafter)(workload.store)
         decoder = open_backend(device="cuda", threads=self.threads).decoder(graph, self.spec)
         weights = sum(file.stat().st_size for file in graph.parent.iterdir())

@@ -6,7 +6,7 @@
 A Llama (wide and flat, so that a pass is bound by memory as a large one is) learns the findings of R2Gen's train part
 from prompt embeddings, one for each label and each MeSH heading of the study. The folder gets what ``iu_workload.py``
 loads: the decoder in fp32, int8 and int4 for ONNX Runtime and as a graph of standard operators for OpenVINO, token
-embeddings, tokenizer, prompts of the val studies, and the report store, made of train alone. All of it is made of
+embeddings, tokenizer, prompts of the val studies, and the train reports for the report store. All of it is made of
 reports that must not be passed on: keep the folder to yourself. Training a width of 1024 takes 26 minutes of two cores
 (AVX-512).
 """
@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from iu_export import write_decoders, write_store, write_studies
-from iu_reports import IuStudy, about, condition, known_words, read_studies
+from iu_export import write_decoders, write_reports, write_studies
+from iu_reports import IuStudy, condition, known_words, read_studies
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
@@ -108,7 +108,6 @@ def examples_of(studies: Sequence[IuStudy], tokenizer: Tokenizer, known: dict[st
         {
             "condition": condition(study, known),
             "input_ids": [*tokenizer.encode(study.text).ids, EOS_ID],
-            "about": about(study),
         }
         for study in studies
     ]
@@ -166,14 +165,13 @@ def export(
     Args:
         model: Trained.
         tokenizer: Its own.
-        parts: Examples of train, for the store, and of val, to be written about.
+        parts: Examples of train, for report stores, and of val, to be written about.
         folder: Where to.
     """
     prompts = [model.prompt(one["condition"]).numpy() for one in parts[1]]
     write_decoders(model.llm, tokenizer, folder, prompt=max(map(len, prompts)))
-    write_store([one["input_ids"] for one in parts[0]], tokenizer, folder, least=1)
-    about = np.asarray([one["about"] for one in parts[1]], np.uint32)
-    write_studies(folder, prompts, [one["input_ids"][:-1] for one in parts[1]], about)
+    write_reports([one["input_ids"] for one in parts[0]], folder)
+    write_studies(folder, prompts, [one["input_ids"][:-1] for one in parts[1]])
 
 
 def main() -> None:

@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerFast
 
 from trrg_export.alike import make_rows_alike
 from trrg_export.decoder_explicit import trace_explicit_decoder
-from trrg_export.drafts import findings_of, sentence_ends
 from trrg_export.genai import build_decoder
 from trrg_export.onnx_file import clean, save
 from trrg_export.precision import int4, int8_decoder
@@ -26,7 +25,6 @@ from trrg_export.precision.gptq import Calibration
 from trrg_export.precision.half_decoder import logits_in_fp32
 from trrg_export.quiet import quiet
 from trrg_export.trace import read_trace
-from trrg_sdk.decoding.store import build_store
 from trrg_sdk.manifest import DecoderSpec
 
 os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"})
@@ -86,28 +84,24 @@ def write_decoders(llm: Any, tokenizer: Tokenizer, folder: Path, *, prompt: int)
     np.save(folder / "token_embedding.npy", llm.get_input_embeddings().weight.detach().float().numpy())
 
 
-def write_store(reports: Sequence[Sequence[int]], tokenizer: Tokenizer, folder: Path, *, least: int) -> None:
-    """Write the report store as an export does.
+def write_reports(reports: Sequence[Sequence[int]], folder: Path) -> None:
+    """Write what report stores are made of.
 
     Args:
         reports: Token ids of the train reports with their end token.
-        tokenizer: Their own.
-        folder: Gets ``drafts.npz``.
-        least: In how many reports a sentence has to stand.
+        folder: Gets ``reports.npz``.
     """
-    ends = sentence_ends(tokenizer)
-    arrays = build_store(reports, ends=ends, least=least, findings=findings_of(tokenizer))
-    np.savez(folder / "drafts.npz", ends=np.asarray(ends), **arrays._asdict())
+    ends = np.cumsum([len(report) for report in reports])
+    np.savez(folder / "reports.npz", tokens=np.concatenate([np.asarray(one, np.int64) for one in reports]), ends=ends)
 
 
-def write_studies(folder: Path, prompts: Sequence[Array], texts: Sequence[Sequence[int]], about: Array) -> None:
+def write_studies(folder: Path, prompts: Sequence[Array], texts: Sequence[Sequence[int]]) -> None:
     """Write the val studies.
 
     Args:
         folder: Gets ``studies.npz``.
         prompts: float32 (P, Dl) of each study.
         texts: Tokens of what a person wrote about it.
-        about: uint32 (K, 2), observations that its condition asserts and denies, one bit each.
     """
     np.savez(
         folder / "studies.npz",
@@ -115,5 +109,4 @@ def write_studies(folder: Path, prompts: Sequence[Array], texts: Sequence[Sequen
         prompt_ends=np.cumsum([len(prompt) for prompt in prompts]),
         texts=np.concatenate([np.asarray(text, np.int64) for text in texts]),
         text_ends=np.cumsum([len(text) for text in texts]),
-        about=about,
     )

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 
 from trrg_sdk.backends import onnxruntime
 from trrg_sdk.backends.base import Decoder
-from trrg_sdk.decoding.store import ReportStore, StoreArrays
+from trrg_sdk.decoding.store import ReportStore, build_store
 from trrg_sdk.manifest import DecoderSpec, TensorSpec
 
 PRECISIONS = {"cpu": ("fp32", "int8", "int4"), "cuda": ("fp16", "int4-fp16")}
@@ -40,14 +40,10 @@ class Study:
     Attributes:
         prompt: float32 (P, Dl).
         text: Tokens of what a person wrote, without the end token.
-        present: Observations that its condition asserts, one bit each.
-        absent: Those that it denies.
     """
 
     prompt: NDArray[np.float32]
     text: tuple[int, ...]
-    present: int
-    absent: int
 
 
 @dataclass(frozen=True)
@@ -87,18 +83,24 @@ class Workload:
         return onnxruntime.open_backend(device=device, threads=threads).decoder(self.file(precision), self.spec)
 
 
-def load_workload(folder: Path) -> Workload:
-    """Load a folder that ``iu_decoder.py`` has completed."""
+def load_workload(folder: Path, *, least: int = 1) -> Workload:
+    """Load a folder that ``iu_decoder.py`` has completed.
+
+    Args:
+        folder: It.
+        least: In how many train reports a run of tokens stands that the report store knows.
+    """
     sizes = json.loads((folder / "decoder.json").read_text())
     limit, eos = sizes.pop("max_new_tokens"), sizes.pop("eos_token_id")
-    drafts = np.load(folder / "drafts.npz")
-    arrays = StoreArrays(*(drafts[name] for name in StoreArrays._fields))
+    table = np.load(folder / "token_embedding.npy")
+    train = np.load(folder / "reports.npz")
+    arrays, _ = build_store([one.tolist() for one in np.split(train["tokens"], train["ends"][:-1])], least=least)
     return Workload(
         folder=folder,
         spec=DecoderSpec(**sizes),
-        table=np.load(folder / "token_embedding.npy"),
+        table=table,
         tokenizer=Tokenizer.from_file(str(folder / "tokenizer.json")),
-        store=ReportStore(arrays, ends=drafts["ends"].tolist()),
+        store=ReportStore(arrays, vocabulary=len(table)),
         studies=tuple(_studies(np.load(folder / "studies.npz"))),
         eos=eos,
         limit=limit,
@@ -108,10 +110,7 @@ def load_workload(folder: Path) -> Workload:
 def _studies(arrays: Any) -> list[Study]:
     prompts = np.split(arrays["prompts"], arrays["prompt_ends"][:-1])
     texts = np.split(arrays["texts"], arrays["text_ends"][:-1])
-    about = arrays["about"].tolist()
-    return [
-        Study(prompt, tuple(text.tolist()), *bits) for prompt, text, bits in zip(prompts, texts, about, strict=True)
-    ]
+    return [Study(prompt, tuple(text.tolist())) for prompt, text in zip(prompts, texts, strict=True)]
 
 
 class Replay:

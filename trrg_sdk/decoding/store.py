@@ -1,21 +1,27 @@
-"""The report store: sentences of the training reports as tokens, and where in them a text may go on.
+"""The report store: which token comes next after which run of tokens in the training reports.
 
-A report is cut after tokens that end a sentence. A sentence that stands in at least ``least`` reports is kept, once:
-sentences that are common are worth drafting, and what stands in a single report names nobody's finding. Three arrays:
+A *context* is a run of up to :data:`ORDER` tokens of a report, its start counted as one, that stands in at least
+``least`` reports. For each the store keeps the likeliest next token and how likely it is: what followed there, mixed
+with what followed its end, and the end of that (interpolated absolute discounting: Kneser and Ney 1995). What stands in
+fewer reports is in none of the counts.
 
-``tokens``     big-endian unsigned (N,): 0, then the tokens of the first sentence each plus one, then 0 and the next.
-``order``      uint32 (N,): the positions of ``tokens`` in the order of the tokens from there backwards. All positions
-               that end with the same words lie side by side, so a search halves the array (a suffix array, reversed).
-``sentences``  uint32 (M + 1, 12): start in ``tokens``, how many times it was written, observations it asserts and
-               denies (one bit each), the 4 sentences that follow it most often, and how often each. The last row is
-               the start of a report. The most frequent sentence comes first.
+A text is followed from context to context: to the one with its next token at the end or, where there is none, to the
+same without its first tokens (Aho and Corasick 1975). So a step takes a search among few, whatever the store holds.
+
+Five arrays have an entry for each context, by their number of tokens, then by the context without the last token, then
+by that token; the first one is the empty context:
+
+``tokens``    unsigned (N,): its last token plus one; 0 for the empty one and for the start of a report.
+``children``  uint32 (N,): where the contexts begin that are one token longer; they lie side by side.
+``shorter``   uint32 (N,): the context without its first token.
+``guesses``   unsigned (N,): the likeliest next token plus one; 0 where a report ends.
+``chances``   uint8 (N,): how likely that token is, in 255ths.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import lru_cache
+from bisect import bisect_left
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -24,252 +30,289 @@ from numpy.typing import NDArray
 
 from trrg_sdk.errors import BundleError
 
-FOLLOWERS = 4
-COLUMNS = 4 + 2 * FOLLOWERS
-_START, _COUNT, _ASSERTS, _DENIES, _NEXT, _TIMES = 0, 1, 2, 3, 4, 4 + FOLLOWERS
-_LONGEST = 24  # tokens of a text that are compared
-_SAMPLED = 2048  # of the positions that match, those that are looked at
-_CANDIDATES = 12  # of these, the most frequent ones
+ORDER = 8
+MOST = 2**18
+"""Contexts that a store has at most: 3.4 MB for vocabularies below 65,536."""
 
-Sentence = tuple[int, ...]
+_DISCOUNT = 0.9  # of each count, for what is mixed in of shorter contexts
+_SURE = 255
+
+Index = NDArray[np.int64]
+Share = NDArray[np.float64]
 
 
 class StoreArrays(NamedTuple):
-    """The three arrays, see above."""
+    """The five arrays, see above."""
 
     tokens: NDArray[Any]
-    order: NDArray[np.uint32]
-    sentences: NDArray[np.uint32]
+    children: NDArray[np.uint32]
+    shorter: NDArray[np.uint32]
+    guesses: NDArray[Any]
+    chances: NDArray[np.uint8]
 
 
-class Match(NamedTuple):
-    """Where a text may go on.
+class _Level(NamedTuple):
+    """Contexts of one length; places are those on the level before, of contexts with one token less.
 
     Attributes:
-        sentence: Its row.
-        rest: Tokens after what is written, to the end of the sentence.
-        weight: How often this was written.
+        token: Last token of each, plus one.
+        parent: Place of each without its last token.
+        shorter: Place of each without its first token.
+        times: How often it occurs.
+        reports: In how many reports.
+        begins: Whether it holds the start of a report.
     """
 
-    sentence: int
-    rest: tuple[int, ...]
-    weight: float
+    token: Index
+    parent: Index
+    shorter: Index
+    times: Index
+    reports: Index
+    begins: NDArray[np.bool_]
 
 
-def build_store(
-    reports: Sequence[Sequence[int]],
-    *,
-    ends: Collection[int],
-    least: int,
-    findings: Callable[[Sentence], tuple[int, int]],
-) -> StoreArrays:
-    """Make a store; the work grows with the tokens and, for their order, with their number times its logarithm.
+class _Guesses(NamedTuple):
+    """The likeliest next token after each context of a level, plus one, and how likely it is."""
+
+    token: Index
+    chance: Share
+
+
+class _Stream(NamedTuple):
+    """All reports, one after the other: 0 before each, every token plus one, and which report each place is of."""
+
+    tokens: Index
+    report: Index
+
+
+def build_store(reports: Sequence[Sequence[int]], *, least: int) -> tuple[StoreArrays, int]:
+    """Make a store, with a sort of all tokens for each length of a context.
 
     Args:
         reports: Token ids of each with its end token.
-        ends: Tokens that end a sentence, the end token among them.
-        least: In how many reports a sentence has to stand.
-        findings: Tokens of a sentence → observations it asserts and denies, one bit each.
+        least: In how many reports a run of tokens has to stand, a context and the next token together; at least 1.
+
+    Returns:
+        The arrays, and in how many reports every context stands: more than ``least`` where there would be more than
+        :data:`MOST` of them.
     """
-    reports_of, count, pairs = Counter[Sentence](), Counter[Sentence](), Counter[tuple[Sentence, Sentence]]()
-    for report in reports:
-        cut = list(split(report, ends))
-        reports_of.update(set(cut))
-        count.update(cut)
-        pairs.update(pairwise([(), *cut]))
-    kept = sorted((one for one in count if reports_of[one] >= least), key=lambda one: (-count[one], one))
-    stream = np.zeros(sum(len(one) + 1 for one in kept), np.int64)
-    table = np.zeros((len(kept) + 1, COLUMNS), np.uint32)
-    at = 0
-    for row, one in enumerate(kept):
-        stream[at + 1 : at + 1 + len(one)] = np.add(one, 1)
-        table[row, : _DENIES + 1] = (at, count[one], *findings(one))
-        at += len(one) + 1
-    table[-1, : _COUNT + 1] = (at, len(reports))
-    _fill_followers(table, kept, pairs)
-    wide = ">u2" if stream.max(initial=0) < 2**16 else ">u4"
-    return StoreArrays(stream.astype(wide), backward_order(stream), table)
+    stream = _stream(reports)
+    nothing = np.zeros(1, np.int64)
+    levels = [_Level(nothing, nothing, nothing, nothing, nothing, np.zeros(1, bool))]
+    ends = np.zeros(len(stream.tokens), np.int64)  # the empty context ends everywhere
+    for size in range(ORDER + 1):
+        before = np.roll(ends, 1)
+        if size:
+            before[stream.tokens == 0] = -1  # nothing stands before a report's start
+        runs, ends = _runs(before, ends, stream, least)
+        begins = runs.token == 0 if size == 0 else levels[-1].begins[runs.parent]
+        levels.append(runs._replace(begins=begins))
+    guesses = _guesses(levels, last=np.unique([report[-1] + 1 for report in reports]))
+    least = _affordable(levels[1:-1], least)
+    return _arrays(levels[:-1], guesses, least), least
 
 
-def split(report: Sequence[int], ends: Collection[int]) -> Iterator[Sentence]:
-    """Cut a report after every token that ends a sentence."""
-    start = 0
-    for place, token in enumerate(report, start=1):
-        if token in ends or place == len(report):
-            yield tuple(report[start:place])
-            start = place
+def _stream(reports: Sequence[Sequence[int]]) -> _Stream:
+    lengths = np.array([len(report) + 1 for report in reports], np.int64)
+    tokens = np.zeros(lengths.sum(), np.int64)
+    for end, report in zip(np.cumsum(lengths).tolist(), reports, strict=True):
+        tokens[end - len(report) : end] = np.add(report, 1)
+    return _Stream(tokens, np.repeat(np.arange(len(reports)), lengths))
 
 
-def backward_order(stream: NDArray[np.integer[Any]]) -> NDArray[np.uint32]:
-    """Sort positions by what stands there and before: prefix doubling, one sort for each power of two (Manber, Myers).
+def _runs(before: Index, ends: Index, stream: _Stream, least: int) -> tuple[_Level, Index]:
+    """Find the contexts with one token more.
 
     Args:
-        stream: (N,), whole numbers from 0.
+        before: The context that ends before each place of the stream, -1 for none.
+        ends: The one that ends there.
+        stream: The reports.
+        least: In how many of them a context stands.
+
+    Returns:
+        The contexts, and which of them ends at each place, -1 for none.
     """
-    ranks = np.unique(stream, return_inverse=True)[1].astype(np.int64)
-    reach = 1
-    while True:
-        before = np.full(len(ranks), -1, np.int64)  # the beginning sorts first
-        before[reach:] = ranks[:-reach] if reach < len(ranks) else before[reach:]
-        keys = ranks * (len(ranks) + 1) + before + 1
-        order = np.argsort(keys, kind="stable")
-        fresh = np.zeros(len(ranks), bool)
-        fresh[1:] = np.diff(keys[order]) > 0
-        ranks = np.empty(len(ranks), np.int64)
-        ranks[order] = np.cumsum(fresh)
-        reach *= 2
-        if reach > _LONGEST:  # further back nothing is compared
-            return order.astype(np.uint32)
+    places = np.flatnonzero(before >= 0)
+    keys = before[places] * (stream.tokens.max(initial=0) + 1) + stream.tokens[places]
+    order = np.argsort(keys, kind="stable")
+    places, keys = places[order], keys[order]
+    fresh = np.diff(keys, prepend=-1) != 0
+    group = np.cumsum(fresh) - 1
+    another = fresh | (np.diff(stream.report[places], prepend=-1) != 0)
+    reports = np.bincount(group, another).astype(np.int64)
+    kept = reports >= least
+    found = np.full(len(before), -1, np.int64)
+    found[places] = np.where(kept, np.cumsum(kept) - 1, -1)[group]
+    heads = places[fresh][kept]
+    times = np.bincount(group)[kept]
+    return _Level(stream.tokens[heads], before[heads], ends[heads], times, reports[kept], np.zeros(0, bool)), found
 
 
-def _fill_followers(
-    table: NDArray[np.uint32], kept: Sequence[Sentence], pairs: Counter[tuple[Sentence, Sentence]]
-) -> None:
-    """Write into each row which sentences come after it, the most frequent first; a free place counts 0."""
-    rows = {(): len(kept), **{one: row for row, one in enumerate(kept)}}
-    filled = [0] * (len(kept) + 1)
-    for (first, second), times in sorted(pairs.items(), key=lambda item: (-item[1], item[0])):
-        row, after = rows.get(first), rows.get(second)
-        if row is not None and after is not None and filled[row] < FOLLOWERS:
-            table[row, _NEXT + filled[row]] = after
-            table[row, _TIMES + filled[row]] = times
-            filled[row] += 1
+def _guesses(levels: Sequence[_Level], *, last: Index) -> list[_Guesses]:
+    """Choose the next token of each context but those of the last level.
+
+    Args:
+        levels: All contexts and, as the last level, they and the next token.
+        last: Tokens that end a report, plus one: nothing follows.
+    """
+    chances = np.zeros(1)
+    found = [_Guesses(np.zeros(1, np.int64), chances)]
+    for number, (level, runs) in enumerate(pairwise(levels)):
+        further = levels[number + 2].shorter if number + 2 < len(levels) else None
+        rest, following = _chances(level, runs, chances, _weights(runs, further))
+        shorter = found[-1]
+        token, chance = shorter.token[level.shorter], rest * shorter.chance[level.shorter]
+        order = np.lexsort((following, runs.parent))
+        top = order[np.diff(runs.parent[order], append=-1) != 0]  # the likeliest after each context
+        better = top[following[top] >= chance[runs.parent[top]]]
+        token[runs.parent[better]], chance[runs.parent[better]] = runs.token[better], following[better]
+        over = np.isin(level.token, last)
+        found.append(_Guesses(np.where(over, 0, token), np.where(over, 0, chance)))
+        chances = following
+    return found[1:]
+
+
+def _weights(runs: _Level, further: Index | None) -> Share:
+    """How much each of the contexts counts: in how many ways it is preceded, as far as one looks further back.
+
+    A token that is frequent after a single word only says nothing of it after others (Kneser and Ney 1995).
+
+    Args:
+        runs: The contexts.
+        further: Those with one token more, each without its first token.
+    """
+    if further is None:
+        return runs.times.astype(float)
+    ways = np.maximum(np.bincount(further, minlength=len(runs.token)), 1)
+    weights: Share = np.where(runs.begins, runs.times, ways).astype(float)
+    return weights
+
+
+def _chances(level: _Level, runs: _Level, shorter: Share, weights: Share) -> tuple[Share, Share]:
+    """How likely the last token of a context is after the others.
+
+    Args:
+        level: Contexts with one token less.
+        runs: The contexts.
+        shorter: Such chances of ``level``.
+        weights: Of the contexts.
+
+    Returns:
+        For each of ``level`` what is left for tokens after the same context without its first token, and the chances.
+    """
+    weights = np.where(runs.token > 0, weights, 0)  # the start of a report follows nothing
+    total = np.bincount(runs.parent, weights, minlength=len(level.token))
+    discount = _DISCOUNT if len(level.token) > 1 else 0.0
+    share = np.maximum(weights - discount, 0) / np.maximum(total, 1)[runs.parent]
+    rest = np.maximum(1 - np.bincount(runs.parent, share, minlength=len(level.token)), 0)
+    return rest, share + rest[runs.parent] * shorter[runs.shorter]
+
+
+def _affordable(levels: Sequence[_Level], least: int) -> int:
+    """In how many reports contexts must stand so that there are not too many, the empty one counted."""
+    reports = np.sort(np.concatenate([level.reports for level in levels]))[::-1]
+    return least if len(reports) < MOST else max(least, int(reports[MOST - 1]) + 1)
+
+
+def _arrays(levels: Sequence[_Level], guesses: Sequence[_Guesses], least: int) -> StoreArrays:
+    """Write the contexts one after the other that stand in enough reports: so do all that they begin or end with."""
+    keep = [np.ones(1, bool), *(level.reports >= least for level in levels[1:])]
+    sizes = [int(kept.sum()) for kept in keep]
+    first = np.cumsum([0, *sizes])
+    children, shorter = [], [np.zeros(1, np.int64)]
+    for number, kept in enumerate(keep):
+        parents = np.zeros(0, np.int64)
+        if number + 1 < len(levels):
+            parents = levels[number + 1].parent[keep[number + 1]]
+            shorter.append(first[number] + (np.cumsum(kept) - 1)[levels[number + 1].shorter[keep[number + 1]]])
+        children.append(first[number + 1] + np.searchsorted(parents, np.flatnonzero(kept)))
+    token = np.concatenate([part.token[kept] for part, kept in zip(levels, keep, strict=True)])
+    guess = np.concatenate([part.token[kept] for part, kept in zip(guesses, keep, strict=True)])
+    chance = np.concatenate([part.chance[kept] for part, kept in zip(guesses, keep, strict=True)])
+    wide = np.uint16 if token.max(initial=0) < 2**16 else np.uint32
+    return StoreArrays(
+        token.astype(wide),
+        np.concatenate(children).astype(np.uint32),
+        np.concatenate(shorter).astype(np.uint32),
+        guess.astype(wide),
+        np.rint(chance * _SURE).astype(np.uint8),
+    )
 
 
 class ReportStore:
-    """Looks sentences up. The arrays may be memory-mapped; copies of the tokens and of some columns are in memory."""
+    """Follows texts from context to context. The arrays may be memory-mapped."""
 
-    def __init__(self, arrays: StoreArrays, *, ends: Collection[int], label: str = "drafts") -> None:
+    def __init__(self, arrays: StoreArrays, *, vocabulary: int, label: str = "drafts") -> None:
         """Keep a store.
 
         Args:
             arrays: As :func:`build_store` makes them.
-            ends: Tokens that end a sentence.
+            vocabulary: Tokens that there are.
             label: For messages.
 
         Raises:
-            BundleError: The arrays do not fit each other.
+            BundleError: The arrays do not fit each other or the vocabulary.
         """
-        self._tokens, self._order, self._table = (np.asarray(array) for array in arrays)
-        self._ends = frozenset(ends)
-        starts = self._table[:, _START] if self._table.ndim == 2 else self._table
-        fits = self._table.shape[1:] == (COLUMNS,) and len(self._table) > 0 and len(self._order) == len(self._tokens)
-        if not fits or starts[-1] != len(self._tokens) or (np.diff(starts.astype(np.int64)) < 1).any():
+        size = len(arrays.tokens)
+        fits = size > 0 and all(array.shape == (size,) and array.dtype.kind == "u" for array in arrays)
+        if not fits or not _sound(arrays, size):
             raise BundleError(
                 f"{label}: the arrays of the report store do not fit each other. Export the bundle again."
             )
-        if len(self._order) and int(self._order.max()) >= len(self._tokens):
-            raise BundleError(f"{label}: the order points outside of the tokens. Export the bundle again.")
-        if (self._table[:, _NEXT:_TIMES] >= len(self._table)).any():
-            raise BundleError(f"{label}: a sentence is followed by one that is not there. Export the bundle again.")
-        self._backwards = self._tokens[::-1].tobytes()
-        self._width = self._tokens.dtype.itemsize
+        if max(int(arrays.tokens.max()), int(arrays.guesses.max())) > vocabulary:
+            raise BundleError(
+                f"{label}: the report store has tokens beyond a vocabulary of {vocabulary}. Export the bundle again."
+            )
         # Views give whole numbers one by one several times as fast as arrays do.
-        self._ranked = np.ascontiguousarray(self._order).data
-        self._start_of, self._count, self._asserts, self._denies = (
-            np.ascontiguousarray(self._table[:, column]).data for column in (_START, _COUNT, _ASSERTS, _DENIES)
+        self._tokens, self._children, self._shorter, self._guesses, self._chances = (
+            np.ascontiguousarray(array).data for array in arrays
         )
-        lengths: Any = np.diff(starts.astype(np.int64))
-        self._row_at = np.repeat(np.arange(len(lengths), dtype=np.uint32), lengths).data  # of each place
-        self._row_of, self._sentence = lru_cache(4096)(self._find_row), lru_cache(4096)(self._read)
 
-    @property
-    def start(self) -> int:
-        """The row that stands for the start of a report."""
-        return len(self._table) - 1
+    def __len__(self) -> int:
+        """How many contexts there are, the empty one counted."""
+        return len(self._tokens)
 
-    def current(self, written: Sequence[int]) -> tuple[Sentence, int | None]:
-        """Return the tokens of the sentence that is being written, and the row of the one before it if it is known."""
-        begin = self._begin(written, len(written))
-        if begin == 0:
-            return tuple(written), self.start
-        return tuple(written[begin:]), self._row_of(tuple(written[self._begin(written, begin - 1) : begin]))
-
-    def _begin(self, written: Sequence[int], end: int) -> int:
-        """Where the sentence begins that ``written[:end]`` ends with."""
-        while end > 0 and written[end - 1] not in self._ends:
-            end -= 1
-        return end
-
-    def tokens(self, row: int) -> Sentence:
-        """Return the tokens of a sentence."""
-        return self._sentence(row)
-
-    def _read(self, row: int) -> Sentence:
-        first, last = self._start_of[row], self._start_of[row + 1]
-        return tuple((self._tokens[first + 1 : last].astype(np.int64) - 1).tolist())
-
-    def says(self, row: int) -> tuple[int, int]:
-        """Return the observations that a sentence asserts and denies, one bit each."""
-        return self._asserts[row], self._denies[row]
-
-    def followers(self, row: int) -> list[tuple[int, int]]:
-        """Return which sentences come after one and how often, the most frequent first."""
-        cells = self._table[row].tolist()
-        both = zip(cells[_NEXT:_TIMES], cells[_TIMES:], strict=True)
-        return [(after, times) for after, times in both if times]
-
-    def matches(self, sentence: Sentence) -> tuple[int, list[Match]]:
-        """Find how a sentence that was begun goes on in the store.
+    def context(self, written: Sequence[int]) -> int:
+        """Return the longest context that a text ends with.
 
         Args:
-            sentence: Its tokens so far, at least one.
-
-        Returns:
-            How many of the last tokens stand in the store like this (one more where a sentence begins with them), and
-            the most frequent places where they do; none when fewer than two do.
+            written: Its tokens so far, from its start.
         """
-        query = self._key([*(token + 1 for token in reversed(sentence[-_LONGEST:])), 0][:_LONGEST])
-        width = self._width
-        spot = self._bisect(query)
-        shared = max((_shared(query, self._context(at)) for at in (spot - 1, spot)), default=0) // width
-        if shared < 2:
-            return 0, []
-        low, high = self._bisect(query[: shared * width]), self._bisect(query[: shared * width] + b"\xff" * width)
-        places = self._order[low : high : max(1, (high - low) // _SAMPLED)]
-        if len(places) > _CANDIDATES:  # the smaller the place, the more frequent its sentence
-            places = np.partition(places, _CANDIDATES)[:_CANDIDATES]
-        found = []
-        for place in places.tolist():
-            row = self._row_at[place]
-            found.append(Match(row, self._sentence(row)[place - self._start_of[row] :], self._count[row]))
-        return shared, found
+        found = 0
+        if len(written) < ORDER:
+            found = self._child(0, 0) or 0  # the start of a report
+        for token in written[-ORDER:]:
+            found = self.after(found, token)
+        return found
 
-    def _find_row(self, sentence: Sentence) -> int | None:
-        query = self._key([*(token + 1 for token in reversed(sentence)), 0][:_LONGEST])
-        spot = self._bisect(query)
-        if spot == len(self._order) or not self._context(spot).startswith(query):
-            return None
-        row = self._row_at[self._ranked[spot]]
-        return row if self.tokens(row) == sentence else None
+    def after(self, context: int, token: int) -> int:
+        """Return the longest context of a text with one token more.
 
-    def _key(self, backwards: Sequence[int]) -> bytes:
-        return np.asarray(backwards, self._tokens.dtype).tobytes()
+        Args:
+            context: What :meth:`context` or :meth:`after` returned for the text.
+            token: That is written next.
+        """
+        while (found := self._child(context, token + 1)) is None and context:
+            context = self._shorter[context]
+        return found or 0
 
-    def _context(self, at: int) -> bytes:
-        """What stands at the place with this rank and before it, backwards: big-endian, so bytes sort as tokens do."""
-        if not 0 <= at < len(self._ranked):
-            return b""
-        start = len(self._backwards) - (self._ranked[at] + 1) * self._width
-        return self._backwards[start : start + _LONGEST * self._width]
+    def _child(self, context: int, token: int) -> int | None:
+        """A context with one token more, which is counted from one here."""
+        first, end = self._children[context], self._end(context)
+        place = bisect_left(self._tokens, token, first, end)
+        return place if place < end and self._tokens[place] == token else None
 
-    def _bisect(self, key: bytes) -> int:
-        """Return how many places come before a key."""
-        ranked, text, width, end = self._ranked, self._backwards, self._width, len(self._backwards)
-        reach, low, high = _LONGEST * width, 0, len(ranked)
-        while low < high:
-            middle = (low + high) // 2
-            start = end - (ranked[middle] + 1) * width
-            if text[start : start + reach] < key:
-                low = middle + 1
-            else:
-                high = middle
-        return low
+    def _end(self, context: int) -> int:
+        return self._children[context + 1] if context + 1 < len(self._children) else len(self._tokens)
+
+    def guess(self, context: int) -> tuple[int, float] | None:
+        """Return the likeliest next token and how likely it is, 0 to 1; None where a report has ended."""
+        token = self._guesses[context]
+        return (token - 1, self._chances[context] / _SURE) if token else None
 
 
-def _shared(first: bytes, second: bytes) -> int:
-    """Count the bytes that two keys begin with alike."""
-    for count, (one, other) in enumerate(zip(first, second, strict=False)):
-        if one != other:
-            return count
-    return min(len(first), len(second))
+def _sound(arrays: StoreArrays, size: int) -> bool:
+    """Whether contexts lead to contexts that are there, and to ever shorter ones."""
+    children, shorter = arrays.children.astype(np.int64), arrays.shorter.astype(np.int64)
+    rising = (np.diff(children) >= 0).all() and (children > np.arange(size)).all() and children[-1] <= size
+    return bool(rising and (shorter[1:] < np.arange(1, size)).all() and shorter[0] == 0)
