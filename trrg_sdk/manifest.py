@@ -194,11 +194,7 @@ class DraftsSpec:
     """The report store, with which several tokens are written a pass.
 
     Attributes:
-        tokens: Last tokens of the runs of tokens that it knows from training reports.
-        children: Where those begin that are one token longer.
-        shorter: Each without its first token.
-        guesses: The likeliest next token after each.
-        chances: How likely that is; ``trrg_sdk.decoding.store`` describes all five.
+        tokens: With the next four the arrays of ``trrg_sdk.decoding.store.StoreArrays``, which says what they hold.
         near_tie: A lead of the likeliest token's logit below this is decided without drafts; 0 where no pass of the
             export's comparison gave other logits than single positions.
         text: What text it holds, in words.
@@ -216,7 +212,7 @@ class DraftsSpec:
         """Refuse a negative margin."""
         _require(self.near_tie >= 0, f"expected a near_tie of at least 0, got {self.near_tie}")
 
-    def arrays(self) -> tuple[ArraySpec, ArraySpec, ArraySpec, ArraySpec, ArraySpec]:
+    def arrays(self) -> tuple[ArraySpec, ...]:
         """The five arrays."""
         return self.tokens, self.children, self.shorter, self.guesses, self.chances
 

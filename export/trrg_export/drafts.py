@@ -72,12 +72,15 @@ def add_drafts(bundle: Bundle, checkpoint: StoredCheckpoint, reference: Referenc
     store = ReportStore(arrays, vocabulary=bundle.manifest.tokenizer.vocab_size)
     drafts = Drafts(StoreDrafter(store), near_tie)
     _prove(decoder, table, reference, drafts, limit=checkpoint.meta.max_new_tokens)
-    where = f"at least {held_by} of the {len(reports)} training reports" if held_by > 1 else "the training reports"
-    text = (
-        f"runs of up to {ORDER + 1} tokens that stand in {where}: {len(store)} runs, and what follows each most often"
-    )
+    text = _described(len(store) - 1, len(reports), held_by)
     _LOG.info("drafts: %s", text)
     return dataclasses.replace(spec, text=text)
+
+
+def _described(runs: int, reports: int, held_by: int) -> str:
+    """What text a store holds."""
+    where = f"at least {held_by} of the {reports} training reports" if held_by > 1 else "the training reports"
+    return f"runs of up to {ORDER + 1} tokens that stand in {where}: {runs} runs, and what follows each most often"
 
 
 def largest_change(decoder: Decoder, table: NDArray[np.floating], reference: Reference) -> float:
