@@ -84,7 +84,7 @@ def _described(runs: int, reports: int, held_by: int) -> str:
 
 
 def largest_change(decoder: Decoder, table: NDArray[np.floating], reference: Reference) -> float:
-    """Measure how far a lead moves when several positions are read in one pass.
+    """Measure how far a lead moves when several positions are read in one pass, the first ones with the prompt.
 
     Args:
         decoder: Of the bundle.
@@ -99,8 +99,10 @@ def largest_change(decoder: Decoder, table: NDArray[np.floating], reference: Ref
         single = np.stack([decoder.step(table[token : token + 1]).copy() for token in ids])
         best = single.argmax(axis=1)[:, None]
         for width in _WIDTHS:
-            decoder.prefill(prompt)
-            rows = [decoder.read(table[list(some)]).copy() for some in _chunks(ids, width)]
+            first, *others = _chunks(ids, width)
+            with_prompt = np.concatenate([prompt, table[list(first)]])
+            rows = [decoder.prefill(with_prompt, rows=1 + len(first))[1:].copy()]
+            rows += [decoder.read(table[list(some)]).copy() for some in others]
             change = np.concatenate(rows) - single
             worst = max(worst, float(np.abs(change - np.take_along_axis(change, best, axis=1)).max()))
     return worst

@@ -252,7 +252,7 @@ def _values(graph: Graph, feeds: Feeds, expected: Mapping[str, Array]) -> dict[s
 
 
 def _first_logits(decoder: Decoder, reference: Reference) -> Array:
-    return np.stack([decoder.prefill(prompt).copy() for prompt in reference.prompts])
+    return np.stack([decoder.prefill(prompt)[0].copy() for prompt in reference.prompts])
 
 
 def _value_failures(

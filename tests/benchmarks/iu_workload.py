@@ -161,11 +161,11 @@ class Replay:
         """Forget the last positions."""
         self._decoder.truncate(length)
 
-    def prefill(self, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Read a prompt; the text begins after it."""
-        row = self._decoder.prefill(embeds)
-        self._prompt = self._decoder.length
-        return self._forced(row[None])[0]
+    def prefill(self, embeds: NDArray[np.floating], *, rows: int = 1) -> NDArray[np.float32]:
+        """Read a prompt; the text begins after it, or before the draft that is read with it."""
+        logits = self._decoder.prefill(embeds, rows=rows)
+        self._prompt = self._decoder.length - rows + 1
+        return self._forced(logits)
 
     def step(self, embed: NDArray[np.floating]) -> NDArray[np.float32]:
         """Append one position."""

@@ -68,10 +68,10 @@ class OpenVinoDecoder:
         """Positions that fit."""
         return self._spec.max_length - self._length
 
-    def prefill(self, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
+    def prefill(self, embeds: NDArray[np.floating], *, rows: int = 1) -> NDArray[np.float32]:
         """Forget everything, then read a prompt."""
         self.reset()
-        return self.read(embeds)[-1]
+        return self.read(embeds)[-rows:]
 
     def step(self, embed: NDArray[np.floating]) -> NDArray[np.float32]:
         """Append one position."""

@@ -34,9 +34,9 @@ class Steps:
     def reset(self) -> None:
         self.rows = []
 
-    def prefill(self, embeds: np.ndarray) -> np.ndarray:
+    def prefill(self, embeds: np.ndarray, *, rows: int = 1) -> np.ndarray:
         self.reset()
-        return self.read(embeds)[-1]
+        return self.read(embeds)[-rows:]
 
     def step(self, embed: np.ndarray) -> np.ndarray:
         return self.read(embed)[-1]
@@ -53,8 +53,9 @@ class Steps:
         del self.rows[length:]
 
 
-@pytest.mark.parametrize("off", [(), (1,), (2,), (5,), (16,), (17,)])
+@pytest.mark.parametrize("off", [(), (1,), (2,), (5,), (16,), (17,), (9,), (11,), (50,)])
 def test_one_width_that_differs_is_found(off: tuple[int, ...]) -> None:
+    """The last three are of a prompt, of 8 and of 47 positions, with a draft behind it."""
     table = np.random.default_rng(0).normal(size=(VOCAB, VOCAB)).astype(np.float32)
     decoder = Steps(off=off)
     assert passes_agree(decoder, table) is (not off)

@@ -217,7 +217,7 @@ def test_a_text_is_what_the_same_decoder_writes_alone(bundle: Path, fake: FakeTr
     code, spec = fake.engines[b"decoder"], loaded.manifest.decoder
     prompt = np.random.default_rng(1).normal(size=(20, spec.hidden_size)).astype(np.float32)
     table = loaded.token_embedding()
-    got = [int(decoder.prefill(prompt).argmax())]
+    got = [int(decoder.prefill(prompt)[0].argmax())]
     read = prompt
     for _ in range(10):
         got.append(int(decoder.step(table[got[-1]][None]).argmax()))
@@ -238,7 +238,7 @@ def test_a_decoder_reads_on_from_what_it_has_read(small: tuple[FakeTrt, TrtDecod
     sequence = embeds(12)
     wanted = expected(sequence)
     for start in (0, 0):  # the second time over what the first left behind
-        np.testing.assert_allclose(decoder.prefill(sequence[start:5]), wanted[4], rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(decoder.prefill(sequence[start:5])[0], wanted[4], rtol=1e-5, atol=1e-4)
         assert (decoder.length, decoder.free) == (5, 7)
         for place in range(5, 8):
             np.testing.assert_allclose(decoder.step(sequence[place : place + 1]), wanted[place], rtol=1e-5, atol=1e-4)

@@ -154,7 +154,7 @@ def test_steps_equal_one_prefill(bundle: Bundle, ort: Backend) -> None:
     for position in range(5, len(embeds)):
         stepped = first.step(embeds[position : position + 1])
     assert first.free == 0
-    whole = open_decoder(ort, bundle).prefill(embeds)
+    whole = open_decoder(ort, bundle).prefill(embeds)[0]
     np.testing.assert_allclose(stepped, whole, atol=2e-4)
     with pytest.raises(UsageError, match="at most 0 more"):
         first.step(embeds[:1])
@@ -165,7 +165,8 @@ def test_decoder_counts_positions(bundle: Bundle, backend: Backend) -> None:
     limit = bundle.manifest.decoder.max_length
     embeds = np.zeros((limit + 1, 16), np.float32)
     assert decoder.free == limit
-    assert decoder.prefill(embeds[:3]).shape == (320,)
+    assert decoder.prefill(embeds[:3]).shape == (1, 320)
+    assert decoder.prefill(embeds[:3], rows=3).shape == (3, 320)
     decoder.step(embeds[:1].astype(np.float64))
     assert decoder.free == limit - 4
     for wrong in (embeds[:2], embeds[:1, :8], embeds[0]):

@@ -46,9 +46,9 @@ class Random:
     def truncate(self, length: int) -> None:
         del self.past[length:]
 
-    def prefill(self, embeds: np.ndarray) -> np.ndarray:
+    def prefill(self, embeds: np.ndarray, *, rows: int = 1) -> np.ndarray:
         self.reset()
-        return self.read(embeds)[-1]
+        return self.read(embeds)[-rows:]
 
     def step(self, embed: np.ndarray) -> np.ndarray:
         return self.read(embed)[-1]
@@ -106,7 +106,7 @@ def test_beams_go_back_without_a_trace() -> None:
     prompt = np.random.default_rng(0).normal(size=(9, 16)).astype(np.float32)
     found = search(decoder, prompt, table, Rules(EOS, 12), beams=3)
     embeds = np.concatenate([prompt, table[list(found.ids)]])
-    fresh = [log_softmax(decoder.prefill(embeds[: 9 + place]))[token] for place, token in enumerate(found.ids)]
+    fresh = [log_softmax(decoder.prefill(embeds[: 9 + place])[0])[token] for place, token in enumerate(found.ids)]
     np.testing.assert_allclose(found.logprobs, fresh, atol=1e-3)
     greedy = finish(write(decoder, prompt, table, Rules(EOS, 12)))
     assert sum(found.logprobs) >= sum(greedy.logprobs) - 1e-3

@@ -30,9 +30,9 @@ class Scripted:
     def reset(self) -> None:
         self.fed, self.free = [], self.limit
 
-    def prefill(self, embeds: np.ndarray) -> np.ndarray:
+    def prefill(self, embeds: np.ndarray, *, rows: int = 1) -> np.ndarray:
         self.reset()
-        return self.step(embeds)
+        return self.step(embeds)[None]
 
     def step(self, embed: np.ndarray) -> np.ndarray:
         self.fed.append(np.array(embed))

@@ -128,10 +128,13 @@ class Noisy:
     def reset(self) -> None:
         self.past: list[tuple[int, int]] = []  # token, and how many were read with it
 
-    def prefill(self, embeds: np.ndarray) -> np.ndarray:
+    def prefill(self, embeds: np.ndarray, *, rows: int = 1) -> np.ndarray:
         self.reset()
-        self.past = [(int(row[0]), 1) for row in embeds]
-        return self._row()
+        made = []
+        for row in embeds:
+            self.past.append((int(row[0]), rows))
+            made.append(self._row())
+        return np.stack(made[-rows:])
 
     def step(self, embed: np.ndarray) -> np.ndarray:
         return self.read(embed)[-1]
@@ -175,6 +178,23 @@ def test_near_ties_are_decided_as_without_drafts(seed: int) -> None:
         careless = generate(decoder, prompt, table, eos=EOS, max_new_tokens=80, drafts=Drafts(guess, 0.0))
         changed += careless.ids != plain.ids
     assert changed > 5  # the rule is needed here
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_where_passes_agree_a_prompt_is_read_with_a_draft(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Noisy, "noise", 0.0)
+    vocab, rng = 40, np.random.default_rng(seed)
+    table = np.arange(vocab, dtype=np.float32)[:, None]
+    for number in range(20):
+        prompt = rng.integers(3, vocab, (rng.choice([1, 5, 39, 40]), 1)).astype(np.float32)  # up to the decoder's end
+        decoder, limit = Noisy(vocab, number), int(rng.integers(1, 80))
+        plain = generate(decoder, prompt, table, eos=EOS, max_new_tokens=limit)
+        for name, guess in adversaries(plain.ids, vocab, number).items():
+            text = generate(decoder, prompt, table, eos=EOS, max_new_tokens=limit, drafts=Drafts(guess, 0.0))
+            assert same(text, plain), name
+            assert text.passes <= plain.passes
+            assert text.passes == 1 or name != "all at once"
+            assert guess.heard[0].seconds == 0  # a prompt takes longer: no measure of what passes cost
 
 
 def test_a_perfect_draft_saves_passes_and_an_empty_one_none() -> None:
@@ -285,6 +305,8 @@ def test_several_positions_are_as_many_steps(tiny: tuple[Decoder, np.ndarray]) -
     decoder.prefill(prompt)
     steps = np.stack([decoder.step(table[token : token + 1]).copy() for token in ids])
     for width in (1, 2, 5, 12):
+        with_prompt = decoder.prefill(np.concatenate([prompt, table[ids[:width]]]), rows=width + 1)
+        np.testing.assert_allclose(with_prompt[1:], steps[:width], atol=1e-4)
         decoder.prefill(prompt)
         rows = [decoder.read(table[ids[at : at + width]]).copy() for at in range(0, len(ids), width)]
         np.testing.assert_allclose(np.concatenate(rows), steps, atol=1e-4)
@@ -296,7 +318,7 @@ def test_what_was_forgotten_leaves_no_trace(name: str, request: pytest.FixtureRe
     decoder, table = request.getfixturevalue(name)
     rng = np.random.default_rng(4)
     prompt, ids = np.asarray(table[rng.integers(0, len(table), 20)], np.float32), rng.integers(3, len(table), 12)
-    fresh = [decoder.prefill(prompt).copy(), *(decoder.step(table[token : token + 1]).copy() for token in ids)]
+    fresh = [decoder.prefill(prompt)[0].copy(), *(decoder.step(table[token : token + 1]).copy() for token in ids)]
     decoder.read(table[rng.integers(3, len(table), 30)])
     decoder.truncate(20 + 4)
     again = [decoder.step(table[token : token + 1]).copy() for token in ids[4:]]

@@ -78,17 +78,18 @@ class Decoder(Protocol):
         """Whether :meth:`read` gives the logits of every position; some graphs are cut down to those of the last."""
         ...
 
-    def prefill(self, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
+    def prefill(self, embeds: NDArray[np.floating], *, rows: int = 1) -> NDArray[np.float32]:
         """Forget everything, then read a prompt.
 
         Args:
-            embeds: (S, Dl) floating, the embeddings of the whole prompt.
+            embeds: (S, Dl) floating, the embeddings of the whole prompt, and of a draft behind it if there is one.
+            rows: Of how many positions, the last ones, the logits are wanted; 1 where ``all_rows`` is false.
 
         Returns:
-            float32 (V,), the logits after the last position; valid until the next call.
+            float32 (rows, V), the logits after each. The caller may write into it; valid until the next call.
 
         Raises:
-            UsageError: The shape is wrong, or the prompt is longer than the decoder's ``max_length``.
+            UsageError: The shape is wrong, or this is longer than the decoder's ``max_length``.
             DeviceError: The runtime failed.
         """
         ...

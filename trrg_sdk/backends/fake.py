@@ -185,15 +185,15 @@ class FakeDecoder:
         """Forget everything that was read."""
         self._length = 0
 
-    def prefill(self, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
+    def prefill(self, embeds: NDArray[np.floating], *, rows: int = 1) -> NDArray[np.float32]:
         """Forget everything, then read a prompt; see :class:`trrg_sdk.backends.base.Decoder`.
 
         Raises:
             UsageError: The shape is wrong, or the prompt is longer than ``max_length``.
         """
         self.reset()
-        self._prompt = len(embeds)
-        return np.asarray(self.read(embeds)[-1])
+        self._prompt = len(embeds) - rows + 1
+        return self.read(embeds)[-rows:]
 
     def step(self, embed: NDArray[np.floating]) -> NDArray[np.float32]:
         """Append one position; see :class:`trrg_sdk.backends.base.Decoder`.

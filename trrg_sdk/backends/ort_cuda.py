@@ -72,7 +72,7 @@ class CudaDecoder(OrtDecoder):
         self._captured_by: set[threading.Thread] = set()
 
     def _skim(self, embeds: NDArray[np.floating]) -> None:
-        """Read all of a prompt but its last position: logits of the others stay on the GPU."""
+        """Read a prompt but for its last positions: logits of the others stay on the GPU."""
         if count := len(embeds):
             with translated(self._label):
                 self._passed(np.ascontiguousarray(embeds[None], self._dtype), count)

@@ -95,14 +95,15 @@ class OrtDecoder:
         """Forget everything that was read; the buffers keep their memory."""
         self._length = 0
 
-    def prefill(self, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
+    def prefill(self, embeds: NDArray[np.floating], *, rows: int = 1) -> NDArray[np.float32]:
         """Forget everything, then read a prompt; see :class:`trrg_sdk.backends.base.Decoder`.
 
         Args:
             embeds: (S, Dl) floating.
+            rows: Of the last positions.
 
         Returns:
-            float32 (V,), valid until the next call.
+            float32 (rows, V), valid until the next call.
 
         Raises:
             UsageError: The shape is wrong, or the prompt is longer than ``max_length``.
@@ -110,8 +111,8 @@ class OrtDecoder:
         """
         self.reset()
         self._check_embeds(embeds)
-        self._skim(embeds[:-1])
-        return np.asarray(self.read(embeds[self._length :])[-1])
+        self._skim(embeds[:-rows])
+        return self.read(embeds[self._length :])[-rows:]
 
     def _skim(self, embeds: NDArray[np.floating]) -> None:
         """Read as much of a prompt as is cheaper to read without its logits; here nothing, since they lie here."""

@@ -70,21 +70,22 @@ class TrtDecoder:
         """Forget everything that was read; the buffers keep their memory."""
         self._length = 0
 
-    def prefill(self, embeds: NDArray[np.floating]) -> NDArray[np.float32]:
+    def prefill(self, embeds: NDArray[np.floating], *, rows: int = 1) -> NDArray[np.float32]:
         """Forget everything, then read a prompt.
 
         Args:
             embeds: (S, Dl) floating.
+            rows: Of the last positions.
 
         Returns:
-            float32 (V,), the logits after the last position.
+            float32 (rows, V), the logits after each.
 
         Raises:
             UsageError: The shape is wrong, or the prompt is longer than ``max_length``.
             DeviceError: The engine failed.
         """
         self.reset()
-        return np.asarray(self._pass(embeds, rows=1)[-1])
+        return self._pass(embeds, rows=rows)
 
     def step(self, embed: NDArray[np.floating]) -> NDArray[np.float32]:
         """Append one position.

@@ -109,7 +109,7 @@ class _Reader:
     def _logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         self.passes += 1
         if not ids:
-            return self.decoder.prefill(self.prompt)
+            return np.asarray(self.decoder.prefill(self.prompt)[0])
         shared = 0
         while shared < min(len(ids) - 1, len(self.held)) and ids[shared] == self.held[shared]:
             shared += 1

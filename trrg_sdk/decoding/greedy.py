@@ -7,7 +7,7 @@ to the last position whose keys and values were written one a pass, from there o
 position is written so at most once, so drafts that are always wrong cost at most a text without them in addition.
 
 Where passes of any width give the same bits (:mod:`trrg_sdk.decoding.alike`) the lead asked for is 0: nothing is
-decided again.
+decided again, and the first draft is read with the prompt, which saves a pass.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Pass(NamedTuple):
     """What came of one pass of the decoder.
 
     Attributes:
-        width: Positions that it read.
+        width: Positions that it read; of a prompt the last one counts.
         written: Tokens that it decided, 1 and more.
-        seconds: That it took with the choice of its tokens; 0 for the first one after a prompt, which is slower.
+        seconds: That it took with the choice of its tokens; 0 for a prompt's, and the one after it, which is slower.
         drafting: Seconds for the draft before it, and for hearing of the pass before that.
         settling: Passes over one position that decided a near tie after it.
     """
@@ -163,7 +163,7 @@ def write(
     """
     if drafts and not decoder.all_rows:
         raise UsageError("drafts need the logits of every position; this decoder gives those of the last one only.")
-    text = _Text(decoder, token_embedding, rules, drafts, decoder.prefill(prompt_embeds), len(prompt_embeds))
+    text = _Text(decoder, token_embedding, rules, drafts, prompt_embeds)
     told = 0
     while (stopped := text.advance()) is None:
         yield tuple(text.tokens[told:])
@@ -180,7 +180,7 @@ class _Text:
 
     Attributes:
         decoder: Has read the prompt and all of ``tokens`` but the last.
-        prompt: Positions of the prompt.
+        prompt: (S, Dl) floating.
         tokens: What is certain.
         ids: Of these tokens.
         next: The token after them.
@@ -192,18 +192,21 @@ class _Text:
     table: NDArray[Any]
     rules: Rules
     drafts: Drafts | None
-    first: NDArray[np.float32]
-    prompt: int
+    prompt: NDArray[np.floating]
     tokens: list[Token] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     exact: int = 0
     hearing: float = 0.0
-    passes: int = 1
+    passes: int = 0
     next: Token = field(init=False)
 
     def __post_init__(self) -> None:
-        """Choose the first token: a prompt is read in one pass, with drafts or without."""
-        self.next = self._choose(self.first)
+        """Read the prompt, and find out the first token."""
+        self.decoder.reset()
+        if self.drafts and not self.drafts.near_tie:
+            self._read(self.drafts)
+        else:
+            self._step()
 
     def advance(self) -> Stopped | None:
         """Append the next token, and with one pass find out what comes after it; or say why the text ends."""
@@ -230,14 +233,18 @@ class _Text:
 
     def _step(self) -> None:
         self.passes += 1
-        token = self.ids[-1]
-        self.next = self._choose(self.decoder.step(self.table[token : token + 1]))
+        if self.ids:
+            row = self.decoder.step(self.table[self.ids[-1] : self.ids[-1] + 1])
+        else:
+            row = self.decoder.prefill(self.prompt)[0]
+        self.next = self._choose(row)
 
     def _read(self, drafts: Drafts) -> None:
         """Read the last token and a draft, keep what the model would have written, and tell the drafter."""
         start = time.perf_counter()
-        before = len(self.ids)
-        most = min(self.decoder.free - 1, self.rules.max_new_tokens - before)
+        before, timed = len(self.ids), self.passes > 1
+        room = self.decoder.free - (1 if before else len(self.prompt))
+        most = max(0, min(room, self.rules.max_new_tokens - before))
         proposed = drafts.drafter.propose(self.ids, most=most)
         if proposed is None and self.exact == before - 1:
             self._step()
@@ -248,7 +255,7 @@ class _Text:
             draft = draft[: draft.index(self.rules.eos)]  # nothing is read after it
         drafted = time.perf_counter()
         sure = self._pass(draft, drafts.near_tie * self.rules.stretch)
-        seconds = time.perf_counter() - drafted if before > 1 else 0.0
+        seconds = time.perf_counter() - drafted if timed else 0.0
         settling = 0 if sure else self._settle()
         if proposed is None:
             return
@@ -269,7 +276,7 @@ class _Text:
             self.exact = read
             return True
         self.passes += 1
-        rows = self.decoder.read(self.table[[self.ids[-1], *draft]])
+        rows = self._rows(draft)
         for place, token in enumerate(self._choices(rows, draft)):
             self.next = token
             if near_tie and lead(rows[place], token.id) < near_tie:
@@ -277,10 +284,16 @@ class _Text:
             if place == len(draft) or token.id != draft[place]:
                 break
             self._append(token)
-        self.decoder.truncate(self.prompt + len(self.ids))
+        self.decoder.truncate(len(self.prompt) + len(self.ids))
         if near_tie == 0:  # passes of any width agree, so these keys and values are as good
             self.exact = len(self.ids)
         return True
+
+    def _rows(self, draft: list[int]) -> NDArray[np.float32]:
+        """The logits after what is written and after each token of a draft."""
+        if self.ids:
+            return self.decoder.read(self.table[[self.ids[-1], *draft]])
+        return self.decoder.prefill(np.concatenate([self.prompt, self.table[draft]]), rows=1 + len(draft))
 
     def _choices(self, rows: NDArray[np.float32], draft: list[int]) -> Iterator[Token]:
         """The next token after each row; at least until one is not the draft's."""
@@ -290,7 +303,7 @@ class _Text:
 
     def _settle(self) -> int:
         """Decide the next token as it would have been without drafts; return in how many passes."""
-        self.decoder.truncate(self.prompt + self.exact)
+        self.decoder.truncate(len(self.prompt) + self.exact)
         again = self.ids[self.exact :]
         for token in again:
             row = self.decoder.step(self.table[token : token + 1])

@@ -43,7 +43,7 @@ def sample(
         raise UsageError(f"temperature: expected a positive number, got {temperature}.")
     ids: list[int] = []
     logprobs: list[float] = []
-    row = decoder.prefill(prompt_embeds)
+    row = decoder.prefill(prompt_embeds)[0]
     while True:
         rules.apply(row, ids)
         best = likeliest(row)
