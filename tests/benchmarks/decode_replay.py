@@ -85,7 +85,7 @@ def replay_page(
         turns: That count.
         studies: At most.
     """
-    bandwidth = bandwidth_of("cuda", threads)
+    bandwidth = partial(bandwidth_of, "cuda", threads)
     yield "### Drafts, replayed"
     yield " ".join((__doc__ or "").split("\n\n")[1].split())
     for kind, title in KINDS.items():

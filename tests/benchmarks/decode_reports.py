@@ -34,7 +34,9 @@ def mini_page(
         f"{len(files) - len(files) // 2} of {len(files)} images. A bundle without a report store is given one of what "
         "it writes about the other half. Such small weights stay in the processor's cache: memory is no limit."
     )
-    yield from pages(opened, bandwidth_of(device, threads), threads=threads, turns=turns, goals=False, noise=True)
+    yield from pages(
+        opened, partial(bandwidth_of, device, threads), threads=threads, turns=turns, goals=False, noise=True
+    )
 
 
 def iu_page(folder: Path, *, device: str, threads: int, turns: int, studies: int, least: int) -> Iterator[str]:
@@ -44,7 +46,7 @@ def iu_page(folder: Path, *, device: str, threads: int, turns: int, studies: int
     workload = load_workload(folder)
     names = [name for name, _, _ in decoders(workload, device, threads)]
     weights = workload.file("fp32").stat().st_size / 4e6
-    bandwidth = bandwidth_of(device, threads)
+    bandwidth = partial(bandwidth_of, device, threads)
     yield "## iu: real report text"
     yield (
         f"A decoder that reads {weights:.0f} M weights a pass, trained on the train reports, writes about val studies, "
@@ -61,7 +63,7 @@ def iu_page(folder: Path, *, device: str, threads: int, turns: int, studies: int
 
 def pages(
     opened: Mapping[str, Callable[[], Writer]],
-    bandwidth: float,
+    bandwidth: Callable[[], float],
     *,
     threads: int,
     turns: int,
@@ -72,13 +74,13 @@ def pages(
 
     Args:
         opened: What opens each, by its name.
-        bandwidth: Bytes a second that are read from memory.
+        bandwidth: Measures bytes a second that are read from memory; before and after, and the larger one counts.
         threads: For each.
         turns: That count; one more comes before them.
         goals: Whether to compare with them.
         noise: Whether to measure how far leads move.
     """
-    processes, failed = dict[str, EngineProcess](), dict[str, str]()
+    before, processes, failed = bandwidth(), dict[str, EngineProcess](), dict[str, str]()
     try:
         for name, make in opened.items():
             try:
@@ -91,7 +93,7 @@ def pages(
                 turn = process.call("turn").result
                 if number:  # the first one does not count
                     collected[name].append(turn)
-        yield "\n".join(_table(collected, processes, failed, bandwidth))
+        yield "\n".join(_table(collected, processes, failed, max(before, bandwidth())))
         yield "\n".join(_curves(processes, noise=noise))
         if collected and goals:
             yield "\n".join(_claims(collected))
