@@ -20,6 +20,7 @@ from trrg_export import build, describe
 from trrg_export.cli import main
 from trrg_export.parity import ParityError, ParityLimits
 from trrg_sdk.bundle import Bundle
+from trrg_sdk.decoding.store import StoreArrays
 from trrg_sdk.errors import UsageError
 
 pytestmark = pytest.mark.torch
@@ -60,7 +61,7 @@ def test_files_are_those_of_the_contract(fp32_bundle: Path) -> None:
     graphs = {f"graphs/{name}.onnx" for name in ("vision", "clue_encoder", "fusion", "decoder")}
     arrays = {"tokenizer.json", "token_embedding.npy", "clue_bank.npz", "distance.npz", "model_card.md"}
     about = {"graphs/summary.json", "sbom.cdx.json"}
-    drafts = {f"drafts/{name}.npy" for name in ("tokens", "order", "sentences")}
+    drafts = {f"drafts/{name}.npy" for name in StoreArrays._fields}
     assert manifest.files.keys() == graphs | arrays | about | drafts
     assert oct(fp32_bundle.stat().st_mode)[-3:] == "755"
 
