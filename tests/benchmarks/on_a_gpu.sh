@@ -15,7 +15,7 @@ step() {
     "$@" || failed=1
 }
 
-step python3 -m pytest -q -m gpu -rs tests/export/test_cuda.py tests/export/test_target_tensorrt.py
+step python3 -m pytest -q -m gpu -rs tests/export/test_cuda.py tests/export/test_engines.py
 step $decode llama1b iu mini --device cuda --iu runs/iu --dicom phantoms --bundles mini_fp16 mini_int4-fp16 \
     --threads 4 --turns 5 --studies 30 --write $pages/decode_gpu.md
 step $decode llama7b --device cuda --iu runs/iu --threads 4 --turns 3 --studies 12 --write $pages/decode_gpu_7b.md

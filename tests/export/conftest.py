@@ -1,4 +1,4 @@
-"""A tiny random checkpoint and its exported bundle, made once: tracing is what takes the time."""
+"""A tiny random checkpoint and its exported bundles, made once: tracing and building are what take the time."""
 
 from __future__ import annotations
 
@@ -27,6 +27,23 @@ def fp32_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     out = tmp_path_factory.mktemp("fp32") / "bundle"
     assert main([str(tiny_checkpoint), "--out", str(out)]) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def site_of(tiny_checkpoint: Path, fp32_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A copy of the fp32 bundle as a bundle under construction, with graphs traced as an export does."""
+    pytest.importorskip("tensorrt_rtx")
+    from tests.export.rtx_target import site_maker
+
+    return site_maker(tiny_checkpoint, fp32_bundle, tmp_path_factory.mktemp("traces"))
+
+
+@pytest.fixture(scope="session")
+def fp16(site_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with the target for TensorRT RTX in fp16, as an export leaves it; read only."""
+    from tests.export.rtx_target import add_target
+
+    return add_target(site_of(tmp_path_factory.mktemp("fp16") / "bundle", "fp16"))
 
 
 @pytest.fixture

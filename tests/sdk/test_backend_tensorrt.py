@@ -1,8 +1,7 @@
-"""The TensorRT backend against a fake of the GPU: order of calls, memory, refusals; and what it says without one."""
+"""The TensorRT backend against a fake of the GPU: engines see what graphs see; refusals, and words without a GPU."""
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -16,71 +15,20 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from tests.sdk.fake_tensorrt import VERSION, Arrays, Cache, Code, Config, Context, Engine, FakeTrt, Runtime, install
+from tests.sdk.fake_decoder import RTX, decoder_code
+from tests.sdk.fake_tensorrt import VERSION, Cache, Code, Config, Context, Engine, FakeTrt, Runtime, install
 from trrg_sdk import Reporter
 from trrg_sdk.backends import DEVICES, cuda_device, open_backend, open_decoder, open_graphs
 from trrg_sdk.backends import tensorrt as backend
-from trrg_sdk.backends.tensorrt_decoder import TrtDecoder
 from trrg_sdk.bundle import Bundle, write_manifest
 from trrg_sdk.doctor import examine
 from trrg_sdk.engines import RUNNERS, EngineLibrary
-from trrg_sdk.errors import BundleError, DeviceError, UsageError
-from trrg_sdk.manifest import (
-    MANIFEST_FILE,
-    DecoderSpec,
-    EngineSpec,
-    GraphSpec,
-    TargetSpec,
-    TensorSpec,
-    parse_manifest,
-)
+from trrg_sdk.errors import DeviceError, UsageError
+from trrg_sdk.manifest import MANIFEST_FILE, EngineSpec, GraphSpec, TargetSpec, TensorSpec, parse_manifest
 
 TINY = Path(__file__).parent / "tiny_bundle"
 THREE = ("vision", "clue_encoder", "fusion")
-RTX = "tensorrt-rtx"
 LARGEST = {"batch": 4, "prompts": 28, "length": 64, "clues": 40}
-VOCAB = 320
-
-
-def decoder_code(spec: DecoderSpec, dtype: str = "float32") -> Code:
-    """A "language model" whose logits are sums over all positions so far: a lost or foreign position shows."""
-    cache = (-1, spec.kv_heads, -1, spec.head_size)
-    parts = [f"{layer}.{part}" for layer in range(spec.layers) for part in ("key", "value")]
-
-    def function(feed: Arrays) -> Arrays:
-        new = np.tile(feed["inputs_embeds"][0], (1, spec.kv_heads * spec.head_size // spec.hidden_size))
-        new = new.reshape(-1, spec.kv_heads, spec.head_size).swapaxes(0, 1)[None].astype(dtype)
-        scale = {part: float(index + 1) for index, part in enumerate(parts)}
-        present = {
-            part: np.concatenate([feed[f"past_key_values.{part}"], (scale[part] * new).astype(dtype)], axis=2)
-            for part in parts
-        }
-        sums = sum(array.astype(np.float32).cumsum(2) for array in present.values())
-        sums = np.asarray(sums)[0, :, -feed["inputs_embeds"].shape[1] :].swapaxes(0, 1)
-        mixed = sums.reshape(len(sums), -1) @ mixing(spec) * feed["attention_mask"].mean()
-        return {"logits": mixed[None].astype(np.float32), **{f"present.{part}": present[part] for part in parts}}
-
-    longest = spec.max_length
-    inputs: dict[str, Any] = {
-        "inputs_embeds": ("float32", (-1, -1, spec.hidden_size)),
-        "attention_mask": ("int64", (-1, -1)),
-        **{f"past_key_values.{part}": (dtype, cache) for part in parts},
-    }
-    ranges: dict[str, Any] = {
-        "inputs_embeds": ((1, 1, spec.hidden_size), (4, longest, spec.hidden_size)),
-        "attention_mask": ((1, 1), (4, 2 * longest)),
-    }
-    for part in parts:
-        ranges[f"past_key_values.{part}"] = tuple(
-            (b, spec.kv_heads, n, spec.head_size) for b, n in ((1, 0), (4, longest))
-        )
-    outputs = {"logits": ("float32", (-1, -1, VOCAB)), **{f"present.{part}": (dtype, cache) for part in parts}}
-    return Code(inputs, outputs, ranges, function)
-
-
-def mixing(spec: DecoderSpec) -> np.ndarray[Any, Any]:
-    values = np.random.default_rng(3).normal(size=(spec.kv_heads * spec.head_size, VOCAB))
-    return values.astype(np.float32)
 
 
 def graph_code(name: str, spec: GraphSpec) -> Code:
@@ -138,27 +86,6 @@ def bundle(tmp_path: Path, codes: dict[bytes, Code]) -> Path:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, codes: dict[bytes, Code]) -> FakeTrt:
     return install(monkeypatch, codes)
-
-
-SMALL = DecoderSpec(layers=2, kv_heads=2, head_size=4, hidden_size=8, max_length=12)
-
-
-@pytest.fixture(params=["float32", "float16"])
-def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    fake = install(monkeypatch, {b"small": decoder_code(SMALL, request.param)})
-    (tmp_path / "small.engine").write_bytes(b"small")
-    return fake, open_backend(device=RTX).decoder(tmp_path / "small.engine", SMALL)
-
-
-def embeds(count: int, seed: int = 0) -> np.ndarray[Any, Any]:
-    """Multiples of 1/8: sums of them are exact, whatever their order and in float16 too."""
-    return (np.random.default_rng(seed).integers(-8, 8, size=(count, SMALL.hidden_size)) / 8).astype(np.float32)
-
-
-def expected(read: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Logits after each position of a sequence, in one piece."""
-    factor = sum(range(1, 2 * SMALL.layers + 1))
-    return np.asarray((factor * read.cumsum(0)) @ mixing(SMALL), np.float32)
 
 
 def test_it_has_the_names_of_a_backend(fake: FakeTrt) -> None:
@@ -231,85 +158,6 @@ def test_a_text_is_what_the_same_decoder_writes_alone(bundle: Path, fake: FakeTr
         wanted.append(int(logits[0, -1].argmax()))
         read = np.concatenate([read, table[wanted[-1]][None]])
     assert got == wanted
-
-
-def test_a_decoder_reads_on_from_what_it_has_read(small: tuple[FakeTrt, TrtDecoder]) -> None:
-    _, decoder = small
-    sequence = embeds(12)
-    wanted = expected(sequence)
-    for start in (0, 0):  # the second time over what the first left behind
-        np.testing.assert_allclose(decoder.prefill(sequence[start:5])[0], wanted[4], rtol=1e-5, atol=1e-4)
-        assert (decoder.length, decoder.free) == (5, 7)
-        for place in range(5, 8):
-            np.testing.assert_allclose(decoder.step(sequence[place : place + 1]), wanted[place], rtol=1e-5, atol=1e-4)
-        np.testing.assert_allclose(decoder.read(sequence[8:]), wanted[8:], rtol=1e-5, atol=1e-4)
-        assert (decoder.free, decoder.all_rows) == (0, True)
-    with pytest.raises(UsageError, match="at most 0 more positions"):
-        decoder.step(sequence[:1])
-    decoder.reset()
-    assert decoder.free == 12
-
-
-@pytest.mark.parametrize("kept", [0, 1, 6, 7])
-def test_forgotten_positions_leave_no_trace(small: tuple[FakeTrt, TrtDecoder], kept: int) -> None:
-    _, decoder = small
-    sequence, other = embeds(7), embeds(4, seed=9)
-    decoder.prefill(sequence)
-    decoder.truncate(kept)
-    assert decoder.length == kept
-    wanted = expected(np.concatenate([sequence[:kept], other]))[kept:]
-    np.testing.assert_allclose(decoder.read(other), wanted, rtol=1e-5, atol=1e-4)
-    with pytest.raises(UsageError, match=f"keep 0 to {kept + 4} positions, got -1"):
-        decoder.truncate(-1)
-
-
-def test_a_failed_pass_can_be_tried_again(small: tuple[FakeTrt, TrtDecoder]) -> None:
-    fake, decoder = small
-    sequence = embeds(6)
-    decoder.prefill(sequence[:5])
-    fake.refuses.add("execute_async_v3")
-    with pytest.raises(DeviceError, match="small.engine: tensorrt-rtx 1.7.1 failed while running: execute.*went wrong"):
-        decoder.step(sequence[5:])
-    fake.refuses.clear()
-    fake.cuda.broken = "cudaStreamSynchronize"
-    with pytest.raises(DeviceError, match="cudaStreamSynchronize: words about 700, cudaErrorIllegalAddress"):
-        decoder.step(sequence[5:])
-    fake.cuda.broken = ""
-    assert decoder.length == 5
-    np.testing.assert_allclose(decoder.step(sequence[5:]), expected(sequence)[5], rtol=1e-5, atol=1e-4)
-
-
-@pytest.mark.parametrize("shape", [(0, 8), (3, 7), (13, 8)])
-def test_a_prompt_that_does_not_fit_is_refused(small: tuple[FakeTrt, TrtDecoder], shape: tuple[int, int]) -> None:
-    with pytest.raises(UsageError, match="small.engine: expected"):
-        small[1].prefill(np.zeros(shape, np.float32))
-
-
-def test_the_memory_is_allocated_once_and_given_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fake = install(monkeypatch, {b"small": decoder_code(SMALL)})
-    (tmp_path / "small.engine").write_bytes(b"small")
-    decoder = open_backend(device=RTX).decoder(tmp_path / "small.engine", SMALL)
-    decoder.prefill(embeds(4))
-    before = dict(fake.cuda.blocks)
-    for place in range(8):
-        decoder.step(embeds(1, seed=place))
-    assert fake.cuda.blocks.keys() == before.keys()
-    assert sum(map(len, before.values())) < 2 * 8 * 4 * 12 * 4 * 2 + 12 * 8 * 4 + 12 * 8 + 4 * VOCAB * 4 + 1
-    del decoder
-    gc.collect()
-    assert not fake.cuda.blocks
-
-
-def test_a_decoder_of_other_sizes_is_refused(small: tuple[FakeTrt, TrtDecoder], tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="expected a decoder graph with DecoderSpec"):
-        open_backend(device=RTX).decoder(tmp_path / "small.engine", replace(SMALL, kv_heads=1))
-
-
-def test_a_gpu_without_room_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    install(monkeypatch, {b"small": decoder_code(SMALL)}, room=2000)
-    (tmp_path / "small.engine").write_bytes(b"small")
-    with pytest.raises(DeviceError, match="cudaMalloc: words about 2, cudaErrorMemoryAllocation"):
-        open_backend(device=RTX).decoder(tmp_path / "small.engine", SMALL)
 
 
 @pytest.mark.parametrize(
