@@ -46,8 +46,9 @@ format: $(TEST_VENV)/.installed
 clean:
 	rm -rf $(TEST_VENV) $(DEMO_VENV)
 
+# Python compiles what is imported; pip would compile everything that is there, a minute's work.
 $(TEST_VENV)/.installed: pyproject.toml constraints.txt
 	rm -rf $(TEST_VENV)
 	$(PYTHON) -m venv $(TEST_VENV)
-	$(TEST_VENV)/bin/python $(PIP_INSTALL) -e ".[cpu,openvino,tensorrt,sr,fhir,hl7,site,train,export,dev]"
+	$(TEST_VENV)/bin/python $(PIP_INSTALL) --no-compile -e ".[cpu,openvino,tensorrt,sr,fhir,hl7,site,train,export,dev]"
 	touch $@

@@ -199,21 +199,14 @@ def _small_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
 
-def check_kills(tmp_path: Path, *, count: int, kills: int) -> None:
+@pytest.mark.slow
+def test_fifty_kills_at_random(tmp_path: Path) -> None:
+    """``python -m tests.sdk.kill_batch`` does the same to any folder, as often as it is told."""
+    count, kills, more = 150, 50, ("--threads", "1", "--format", "text,json")
     studies(tmp_path / "in", count)
-    more = ("--threads", "1", "--format", "text,json")
     killed = disturb(tmp_path / "in", tmp_path, kills=kills, seed=6, more=more)
     assert sum(killed["landed"].values()) == kills and set(killed["landed"]) == {"start", "file", "between"}, killed
     for out in killed["outs"]:
         found = compare(tmp_path / "in", out, tmp_path / "calm", more=more)
         assert found["studies"] == count and found["same_states"] and found["audited_once"], (killed, found)
         assert not found["differing"] and not found["partials_at_the_end"], (killed, found)
-
-
-def test_kills_at_random(tmp_path: Path) -> None:
-    check_kills(tmp_path, count=60, kills=20)
-
-
-@pytest.mark.slow
-def test_a_hundred_kills_at_random(tmp_path: Path) -> None:
-    check_kills(tmp_path, count=300, kills=100)

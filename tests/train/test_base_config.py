@@ -1,4 +1,4 @@
-"""base.toml takes ten steps of each stage: its own widths, two layers of each part, random weights, generated films.
+"""base.toml takes ten steps of each stage: its own widths, few layers of each part, random weights, generated films.
 
 Only what decides time and memory is smaller: layers, batches, accumulation and, since few CPUs multiply in bf16, the
 precision (``test_resume.py`` trains in bf16). The 15 GB of weights and moments at the end of stage 2 are not written:
@@ -29,12 +29,13 @@ UNREAD = ".pooler."
 """BERT's own pooling of the first token: this project takes the mean of all tokens."""
 
 
-def of_two_layers(model):
+def of_few_layers(model):
+    """Two where layers differ or pass something on to each other; one of the language model takes half of the time."""
     return replace(
         model,
         vision={**model.vision, "depths": [2, 2, 2, 2]},
         clue_encoder={**model.clue_encoder, "num_hidden_layers": 2},
-        llm={**model.llm, "num_hidden_layers": 2},
+        llm={**model.llm, "num_hidden_layers": 1},
     )
 
 
@@ -62,7 +63,7 @@ def base(tmp_path):
         config,
         out=tmp_path / "out",
         sources=sources,
-        model=of_two_layers(config.model),
+        model=of_few_layers(config.model),
         stage1=replace(config.stage1, optim=short(config.stage1.optim, batch=2, studies=studies)),
         stage2=replace(
             config.stage2,
@@ -120,7 +121,7 @@ def check(seen):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument")
-@pytest.mark.skipif(TOTAL_GIB < NEEDED_GIB, reason=f"two layers of base.toml train in {NEEDED_GIB} GiB of memory")
+@pytest.mark.skipif(TOTAL_GIB < NEEDED_GIB, reason=f"layers of base.toml train in {NEEDED_GIB} GiB of memory")
 def test_base_takes_ten_steps_of_each_stage(base, monkeypatch):
     first = Watched(monkeypatch)
     stage1.run_stage1(base, commands=())
@@ -138,7 +139,7 @@ def test_base_takes_ten_steps_of_each_stage(base, monkeypatch):
     assert second.parts(3) == {"model.llm.base_model"} | fusion | heads
     adapters = {name for name in second.changed() if name.startswith("model.llm")}
     assert {name.rpartition(".lora_")[2] for name in adapters} == {"A.default.weight", "B.default.weight"}
-    assert sum(".lora_B." in name for name in adapters) == 2 * 7, "each of seven projections of both layers"
+    assert sum(".lora_B." in name for name in adapters) == 7, "each projection of the layer"
     widths = second.task.model.llm_width, second.task.model.perceiver.vision.width
     assert widths == (4096, 1024)
 
