@@ -169,7 +169,8 @@ class OnnxRuntimeGenai:
 class LlamaCpp:
     """llama.cpp through its C interface, its own greedy sampler."""
 
-    def __init__(self, path: Path, *, threads: int) -> None:
+    def __init__(self, path: Path, *, threads: int, width: int = 0) -> None:
+        """Open a file; prompts of :meth:`follow` are embeddings of a width."""
         import llama_cpp
 
         self._library = library = llama_cpp
@@ -188,6 +189,7 @@ class LlamaCpp:
             raise RuntimeError("llama.cpp makes no context")
         self._sampler = library.llama_sampler_init_greedy()
         self._batch = library.llama_batch_init(POSITIONS, 0, 1)
+        self._embeds = library.llama_batch_init(POSITIONS, width, 1) if width else None
         self._length = self._prompt = 0
 
     def write(self, prompt: Sequence[int], count: int) -> list[int]:
@@ -203,17 +205,40 @@ class LlamaCpp:
                 return written
             self._decode(written[-1:], rows=1)
 
+    def follow(self, embeds: np.ndarray, text: Sequence[int] | None, *, eos: int, limit: int) -> list[int]:
+        """Write after a prompt of embeddings, or read a text after it, one pass a token all the same."""
+        self._prompt = 0
+        self.rewind()
+        flat = np.ascontiguousarray(embeds, np.float32)
+        ctypes.memmove(self._embeds.embd, flat.ctypes.data, flat.nbytes)
+        self._run(self._embeds, len(embeds), rows=1)
+        written: list[int] = []
+        while len(written) < limit:
+            token = self._library.llama_sampler_sample(self._sampler, self._context, -1)
+            if text is not None:
+                token = text[len(written)] if len(written) < len(text) else eos
+            if token == eos:
+                break
+            written.append(token)
+            self._decode([token], rows=1)
+        return written
+
     def _decode(self, tokens: Sequence[int], *, rows: int) -> None:
         """Read tokens and compute the logits of the last rows."""
-        batch = self._batch
-        batch.n_tokens = len(tokens)
         for place, token in enumerate(tokens):
-            batch.token[place], batch.pos[place] = token, self._length + place
+            self._batch.token[place] = token
+        self._run(self._batch, len(tokens), rows=rows)
+
+    def _run(self, batch: Any, count: int, *, rows: int) -> None:
+        """Make a pass over what was filled into a batch."""
+        batch.n_tokens = count
+        for place in range(count):
+            batch.pos[place] = self._length + place
             batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
-            batch.logits[place] = place >= len(tokens) - rows
+            batch.logits[place] = place >= count - rows
         if code := self._library.llama_decode(self._context, batch):
             raise RuntimeError(f"llama_decode returned {code}")
-        self._length += len(tokens)
+        self._length += count
 
     def rewind(self) -> None:
         """See :class:`Engine`."""

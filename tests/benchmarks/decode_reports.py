@@ -6,9 +6,11 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from decode_llama import WIDTHS, bandwidth_of
 from decode_process import EngineFailed, EngineProcess
+from decode_rival import RIVALS, Rival, RivalTurn, open_rival
 from decode_writer import Turn, Writer, open_iu, open_mini
 
 KINDS = {
@@ -58,11 +60,15 @@ def iu_page(folder: Path, *, device: str, threads: int, turns: int, studies: int
         yield f"### {title}"
         sizes = {"device": device, "studies": studies, "threads": threads, "least": least}
         opened = {name: partial(open_iu, folder, name, kind, **sizes) for name in names}
-        yield from pages(opened, bandwidth, threads=threads, turns=turns, goals=kind != "random")
+        rivals: dict[str, Callable[[], Rival]] = {}
+        if device == "cpu" and kind != "random":
+            sizes = {"studies": studies, "threads": threads}
+            rivals = {name: partial(open_rival, folder, name, kind, **sizes) for name in RIVALS}
+        yield from pages({**opened, **rivals}, bandwidth, threads=threads, turns=turns, goals=kind != "random")
 
 
 def pages(
-    opened: Mapping[str, Callable[[], Writer]],
+    opened: Mapping[str, Callable[[], Writer | Rival]],
     bandwidth: Callable[[], float],
     *,
     threads: int,
@@ -87,23 +93,27 @@ def pages(
                 processes[name] = EngineProcess(make, threads=threads)
             except EngineFailed as error:
                 failed[name] = str(error)
-        collected: dict[str, list[Turn]] = {name: [] for name in processes}
+        collected: dict[str, list[Turn | RivalTurn]] = {name: [] for name in processes}
         for number in range(turns + 1):
             for name, process in processes.items():
                 turn = process.call("turn").result
                 if number:  # the first one does not count
                     collected[name].append(turn)
-        yield "\n".join(_table(collected, processes, failed, max(before, bandwidth())))
-        yield "\n".join(_curves(processes, noise=noise))
-        if collected and goals:
-            yield "\n".join(_claims(collected))
+        rivals = {name: turns for name, turns in collected.items() if isinstance(turns[0], RivalTurn)}
+        ours = {name: turns for name, turns in collected.items() if name not in rivals}
+        measured = max(before, bandwidth())
+        limits = {name: measured / processes[name].call("size").result for name in collected}
+        yield "\n".join([*_table(ours, processes, limits), *_rivals(rivals, processes, limits), *_failures(failed)])
+        yield "\n".join(_curves({name: processes[name] for name in ours}, noise=noise))
+        if ours and goals:
+            yield "\n".join(_claims(ours, rivals))
     finally:
         for process in processes.values():
             process.close()
 
 
 def _table(
-    collected: dict[str, list[Turn]], processes: dict[str, EngineProcess], failed: dict[str, str], bandwidth: float
+    collected: dict[str, list[Turn]], processes: dict[str, EngineProcess], limits: dict[str, float]
 ) -> Iterator[str]:
     yield (
         "| | distinct reports | tokens/s without drafts | with | ratio (least to most) | tokens a pass "
@@ -116,7 +126,7 @@ def _table(
         )
         ratios = sorted(turn.without / turn.drafted for turn in turns)
         one = turns[-1]
-        limit = bandwidth / processes[name].call("size").result  # tokens a second, one a pass
+        limit = limits[name]  # tokens a second, one a pass
         yield (
             f"| {name} | {one.distinct} | {one.tokens / without:.0f} | {one.tokens / drafted:.0f} "
             f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {one.tokens / one.passes:.2f} "
@@ -124,30 +134,46 @@ def _table(
             f"| {one.tokens / without / limit:.2f}, {one.tokens / drafted / limit:.2f} "
             f"| {min(turn.equal for turn in turns)} | {processes[name].call('peak').result / 1e6:.0f} |"
         )
+
+
+def _rivals(
+    collected: dict[str, list[RivalTurn]], processes: dict[str, EngineProcess], limits: dict[str, float]
+) -> Iterator[str]:
+    for name, turns in collected.items():
+        one, seconds = turns[-1], statistics.median(turn.seconds for turn in turns)
+        yield (
+            f"| {name} | {one.distinct} | {one.tokens / seconds:.0f} | | | | {seconds / one.distinct * 1e3:.1f} "
+            f"| {one.tokens / seconds / limits[name]:.2f} | | {processes[name].call('peak').result / 1e6:.0f} |"
+        )
+
+
+def _failures(failed: dict[str, str]) -> Iterator[str]:
     for name, reason in failed.items():
         yield f"| {name} | did not run: {reason} | | | | | | | | |"
 
 
-def _claims(collected: dict[str, list[Turn]]) -> Iterator[str]:
+def _claims(collected: dict[str, list[Turn]], rivals: dict[str, list[RivalTurn]]) -> Iterator[str]:
     """Compare with drafts as the goals do, turn by turn."""
     yield "| with drafts | against, without drafts | times as fast (least to most) | goal |"
     yield "|---|---|---|---|"
-    fastest = [min(collected, key=lambda name: _typical(collected[name], cost)) for cost in (_drafted, _plain)]
-    for ours, other, goal in (*_GOALS, (fastest[0], fastest[1], 1.5)):
-        if ours in collected and other in collected:
-            pairs = zip(collected[ours], collected[other], strict=True)
+    everyone = {**collected, **rivals}
+    best = min(collected, key=lambda name: _typical(collected[name], _drafted))
+    fastest = [min(group, key=lambda name: _typical(group[name], _plain)) for group in (collected, everyone)]
+    for ours, other, goal in dict.fromkeys((*_GOALS, *((best, name, 1.5) for name in fastest))):
+        if ours in collected and other in everyone:
+            pairs = zip(collected[ours], everyone[other], strict=True)
             ratios = sorted(_plain(theirs) / _drafted(mine) for mine, theirs in pairs)
             typical = statistics.median(ratios)
             verdict = "reached" if typical >= goal else "**missed**"
             yield f"| {ours} | {other} | {typical:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {goal}: {verdict} |"
 
 
-def _typical(turns: Sequence[Turn], cost: Callable[[Turn], float]) -> float:
+def _typical(turns: Sequence[Any], cost: Callable[[Any], float]) -> float:
     return statistics.median(map(cost, turns))
 
 
-def _plain(turn: Turn) -> float:
-    return turn.without / turn.tokens
+def _plain(turn: Turn | RivalTurn) -> float:
+    return (turn.without if isinstance(turn, Turn) else turn.seconds) / turn.tokens
 
 
 def _drafted(turn: Turn) -> float:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from decode_llama import WIDTHS
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from trrg_sdk.backends import open_backend, open_decoder
 from trrg_sdk.backends.base import Backend, Decoder
+from trrg_sdk.backends.large_pages import LargePages
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.decoding.alike import passes_agree
 from trrg_sdk.decoding.choice import NEAR_TIE
@@ -24,6 +25,9 @@ from trrg_sdk.decoding.store import ReportStore, StoreArrays, build_store
 from trrg_sdk.dicom import load
 from trrg_sdk.engine import Engine
 from trrg_sdk.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from iu_workload import Workload
 
 _CURVE_TURNS = 40
 Prompt = NDArray[np.float32]
@@ -82,6 +86,7 @@ class Writer:
         near_tie: Below which lead a token is decided again; 0 where passes of any width agree.
         drafter: Learns from turn to turn, as it does in a process that writes reports.
         weights: Bytes that a pass reads.
+        on_cpu: Whether they lie in this machine's own memory.
     """
 
     decoder: Decoder
@@ -92,6 +97,11 @@ class Writer:
     near_tie: float
     drafter: StoreDrafter
     weights: int
+    on_cpu: bool
+
+    def __post_init__(self) -> None:
+        """Ask for large pages, as an engine does before its second text."""
+        LargePages(self.weights if self.on_cpu else 0).before(2)
 
     def turn(self) -> Turn:
         """Write all reports both ways, report by report; a text that comes again does not count."""
@@ -186,9 +196,8 @@ def open_mini(folder: Path | None, files: list[Path], *, device: str, threads: i
     store = ReportStore(arrays, vocabulary=len(table))
     weights = (bundle.folder / graph.file).stat().st_size
     near_tie = 0.0 if passes_agree(decoder, table) else near_tie
-    return Writer(
-        decoder, table, [Task(prompt) for prompt in prompts[half:]], eos, limit, near_tie, StoreDrafter(store), weights
-    )
+    tasks, drafter = [Task(prompt) for prompt in prompts[half:]], StoreDrafter(store)
+    return Writer(decoder, table, tasks, eos, limit, near_tie, drafter, weights, on_cpu=device == "cpu")
 
 
 def _prompts(bundle: Bundle, backend: Backend, files: list[Path]) -> list[Prompt]:
@@ -200,6 +209,13 @@ def _prompts(bundle: Bundle, backend: Backend, files: list[Path]) -> list[Prompt
         pixels = preprocess.apply(image.pixels, spacing_mm=image.pixel_size)
         prompts.append(engine.perceive(pixels, override=override).prompt)
     return prompts
+
+
+def iu_tasks(workload: Workload, kind: str, studies: int) -> list[Task]:
+    """What to write about the val studies; see :func:`open_iu`."""
+    if kind == "human":
+        return [Task(one.prompt, one.text[: workload.limit]) for one in workload.studies[:studies]]
+    return [Task(one.prompt) for one in workload.distinct()[:studies]]
 
 
 def open_iu(folder: Path, name: str, kind: str, *, device: str, studies: int, threads: int, least: int) -> Writer:
@@ -221,13 +237,10 @@ def open_iu(folder: Path, name: str, kind: str, *, device: str, studies: int, th
         (precision, opened) for known, precision, opened in decoders(workload, device, threads) if known == name
     )
     decoder = opened()
-    human = kind == "human"
-    tasks = [
-        Task(one.prompt, one.text[: workload.limit] if human else None)
-        for one in (workload.studies if human else workload.distinct())[:studies]
-    ]
+    tasks = iu_tasks(workload, kind, studies)
     near_tie = 0.0 if passes_agree(decoder, workload.table) else NEAR_TIE.get(precision, UNTRIED)
     drafter = (Wrong if kind == "random" else StoreDrafter)(workload.store)
     stored = workload.file(precision if name.startswith("ONNX") else "explicit").stat().st_size
     weights = stored // 2 if precision == "bf16" else stored
-    return Writer(decoder, workload.table, tasks, workload.eos, workload.limit, near_tie, drafter, weights)
+    on_cpu = device == "cpu"
+    return Writer(decoder, workload.table, tasks, workload.eos, workload.limit, near_tie, drafter, weights, on_cpu)

@@ -7,11 +7,13 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from decode_models import write_gguf
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -39,8 +41,8 @@ def write_decoders(llm: Any, tokenizer: Tokenizer, folder: Path, *, prompt: int)
     Args:
         llm: Trained, a Llama.
         tokenizer: Its own.
-        folder: Gets ``decoder_<precision>.onnx``, ``decoder_explicit.onnx``, their sizes in
-            ``decoder.json``, and ``token_embedding.npy``.
+        folder: Gets ``decoder_<precision>.onnx``, ``decoder_explicit.onnx``, their sizes in ``decoder.json``,
+            ``token_embedding.npy`` and, where the package gguf is installed, ``gguf/<precision>.gguf``.
         prompt: Positions of the longest prompt.
     """
     with tempfile.TemporaryDirectory(prefix=".decoder-", dir=folder) as scratch, quiet():
@@ -71,6 +73,9 @@ def write_decoders(llm: Any, tokenizer: Tokenizer, folder: Path, *, prompt: int)
         traced.mkdir()
         trace_explicit_decoder(llm, traced)
         save(read_trace(traced), folder / "decoder_explicit.onnx", traced)
+    if find_spec("gguf"):
+        for precision in ("q8_0", "q4_0"):
+            write_gguf(llm, folder, precision)
     config = llm.config
     spec = DecoderSpec(
         layers=config.num_hidden_layers,

@@ -99,7 +99,7 @@ def test_a_system_that_needs_no_asking_is_not_asked(
     ("given", "said"),
     [
         ("[always] madvise never", "without asking"),
-        ("always [madvise] never", "64 MB"),
+        ("always [madvise] never", "16 MB"),
         ("always madvise [never]", "a third longer"),
         ("", "not known"),
     ],
