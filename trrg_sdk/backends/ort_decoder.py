@@ -14,7 +14,7 @@ from trrg_sdk.backends.ort_session import tensor_specs, translated
 from trrg_sdk.errors import UsageError
 from trrg_sdk.manifest import DecoderSpec
 
-_KEPT_ROWS = 32  # of logits; a longer pass, such as a prompt's, gets memory of its own for once
+_KEPT = 32  # positions of passes that come again and again; a longer one, a prompt's, gets memory of its own for once
 
 
 class OrtDecoder:
@@ -50,7 +50,7 @@ class OrtDecoder:
         self._dtype = np.dtype(inputs["inputs_embeds"].dtype)
         _, rows, vocab = outputs["logits"].axes
         self.all_rows = rows != 1  # 1: the builder's prune_lm_head, logits of the last position, however many it reads
-        self._logits = np.empty((1, 0, int(vocab)), np.dtype(outputs["logits"].dtype))  # room for the most rows so far
+        self._logits = np.empty((1, 0, int(vocab)), np.dtype(outputs["logits"].dtype))
         self._length = 0
         with translated(label):
             self._buffers = self._allocated(np.dtype(inputs["past_key_values.0.key"].dtype))
@@ -69,9 +69,11 @@ class OrtDecoder:
 
     def _prepare(self) -> None:
         """Get ready for the first pass."""
-        self._mask = np.ones((1, self._spec.max_length), np.int64)  # a pass sees the first of it, without a copy
-        self._bound = 0  # rows of the logits that the graph fills
-        self._binding = self._bound_to_buffers()
+        spec, vocab = self._spec, self._logits.shape[2]
+        self._mask = np.ones((1, spec.max_length), np.int64)  # a pass sees the first of it, without a copy
+        self._embeds = np.empty((1, _KEPT, spec.hidden_size), self._dtype)
+        self._logits = np.empty((1, _KEPT if self.all_rows else 1, vocab), self._logits.dtype)
+        self._bindings: dict[int, Any] = {}  # by the positions of a pass: binding costs as much as a small product
 
     def _bound_to_buffers(self) -> Any:
         """A new binding with keys and values."""
@@ -169,11 +171,28 @@ class OrtDecoder:
 
     def _run(self, feed: NDArray[Any], total: int) -> NDArray[Any]:
         """Make one pass over (1, S, Dl) that ends at a position; the rows (S, V), or (1, V) where there is one only."""
-        self._binding.bind_cpu_input("inputs_embeds", feed)
-        self._binding.bind_cpu_input("attention_mask", self._mask[:, :total])
-        self._bind_logits(feed.shape[1] if self.all_rows else 1)
-        self._session.run_with_iobinding(self._binding)
-        return self._logits[0, : self._bound]
+        count = feed.shape[1]
+        rows = count if self.all_rows else 1
+        logits: NDArray[Any] = self._logits[:, :rows]
+        if count > _KEPT:
+            logits = np.empty((1, rows, self._logits.shape[2]), self._logits.dtype)
+            binding = self._bound(feed, logits)
+        else:
+            self._embeds[:, :count] = feed
+            binding = self._bindings.get(count)
+            if binding is None:
+                binding = self._bindings[count] = self._bound(self._embeds[:, :count], logits)
+        binding.bind_cpu_input("attention_mask", self._mask[:, :total])
+        self._session.run_with_iobinding(binding)
+        made: NDArray[Any] = logits[0]
+        return made
+
+    def _bound(self, embeds: NDArray[Any], logits: NDArray[Any]) -> Any:
+        """A binding that reads and writes these arrays, which have to live as long."""
+        binding = self._bound_to_buffers()
+        for bind, name, array in (binding.bind_input, "inputs_embeds", embeds), (binding.bind_output, "logits", logits):
+            bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        return binding
 
     def batch(self, slots: int) -> OrtBatch | None:
         """Open a decoder of several sequences on the same session; see :class:`trrg_sdk.backends.batch.Batchable`.
@@ -187,17 +206,6 @@ class OrtDecoder:
         if any(isinstance(tensor.axes[0], int) for tensor in (*self.inputs, *self.outputs)):
             return None
         return OrtBatch(self._session, self._label, self._spec, slots)
-
-    def _bind_logits(self, rows: int) -> None:
-        """Give the graph memory for (1, rows, V) logits: used again, but for the many rows of a prompt."""
-        if rows == self._bound:
-            return
-        _, room, vocab = self._logits.shape
-        if rows > room or rows <= _KEPT_ROWS < room:
-            self._logits = np.empty((1, max(rows, _KEPT_ROWS), vocab), self._logits.dtype)
-        logits = self._logits
-        self._binding.bind_output("logits", "cpu", 0, logits.dtype, (1, rows, vocab), logits.ctypes.data)
-        self._bound = rows
 
     def _check_embeds(self, embeds: NDArray[np.floating]) -> None:
         check_embeds(self._label, embeds, self._spec, self.free)
