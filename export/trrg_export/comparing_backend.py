@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from trrg_export.memory import few_half_runs, few_stored_runs
 from trrg_export.precision import HALF
 from trrg_sdk.backends import onnxruntime as backend
-from trrg_sdk.backends.ort_session import open_session
 
 
 def comparing_backend(precision: str) -> backend.OrtBackend:
@@ -33,5 +31,5 @@ class _SparingBackend(backend.OrtBackend):
         super().__init__(like.device, like.threads)
         self._options = options
 
-    def session(self, path: Path, threads: int) -> Any:
-        return open_session(str(path), path.name, self.device, threads, self._options())
+    def options(self) -> Any:
+        return self._options()

@@ -12,6 +12,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("onnxruntime_genai")
 
+from onnxruntime import SessionOptions
+
 from trrg_export.build import ExportOptions
 from trrg_export.cli import _options, build_parser
 from trrg_export.drafts import add_drafts, largest_change
@@ -124,7 +126,9 @@ def test_passes_in_fp16_are_never_said_to_agree(
     bundle = Bundle(bare.folder, dataclasses.replace(bare.manifest, graphs=half), "")
     monkeypatch.setattr("trrg_export.drafts.largest_change", lambda *_: 0.0)
     monkeypatch.setattr("trrg_export.drafts._TOKENS", 1)
-    monkeypatch.setattr("trrg_export.comparing_backend.few_half_runs", lambda: opened.append("lean"))
+    monkeypatch.setattr(
+        "trrg_export.comparing_backend.few_half_runs", lambda: opened.append("lean") or SessionOptions()
+    )
     spec = add_drafts(bundle, checkpoint, reference, least=2)
     assert spec
     assert spec.near_tie == NEAR_TIE["fp16"]

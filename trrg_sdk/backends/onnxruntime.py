@@ -16,7 +16,7 @@ import numpy as np
 from trrg_sdk.backends.base import check_threads
 from trrg_sdk.backends.ort_cuda import CudaDecoder, unfit_reason
 from trrg_sdk.backends.ort_decoder import OrtDecoder
-from trrg_sdk.backends.ort_session import PROVIDERS, OrtGraph, open_session
+from trrg_sdk.backends.ort_session import EXACT_SUMS, PROVIDERS, OrtGraph, open_session
 from trrg_sdk.errors import DeviceError, TrrgError, UsageError
 from trrg_sdk.manifest import DecoderSpec, GraphSpec, Manifest
 from trrg_sdk.processors import physical_cores
@@ -156,8 +156,16 @@ class OrtBackend:
             session = open_session(str(path), path.name, self.device, self.threads, captured=True)
             return CudaDecoder(session, path.name, spec)
         threads = 1 if spec.hidden_size < NARROW else self.threads
-        return OrtDecoder(self.session(path, threads), path.name, spec)
+        options = self.options()
+        options.add_session_config_entry(*EXACT_SUMS)
+        return OrtDecoder(self.session(path, threads, options), path.name, spec)
 
-    def session(self, path: Path, threads: int) -> Any:
+    def session(self, path: Path, threads: int, options: Any = None) -> Any:
         """Open an ``onnxruntime.InferenceSession`` for either of them."""
-        return open_session(str(path), path.name, self.device, threads)
+        return open_session(str(path), path.name, self.device, threads, options or self.options())
+
+    def options(self) -> Any:
+        """The ``onnxruntime.SessionOptions`` that a session starts from, new each time."""
+        import onnxruntime
+
+        return onnxruntime.SessionOptions()

@@ -16,6 +16,13 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # What is said to be float32 is: with TF32, ONNX Runtime's default, the patches of a mini bundle lay 1e-4 of the
 # largest from the CPU's, without it 4e-7 (H200).
 _SETTINGS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
+EXACT_SUMS = ("session.x64quantprecision", "1")
+"""An option for graphs whose int8 weights use all their bits, as decoders' do.
+
+Processors without VNNI add two products of eight bits in sixteen and cut off what does not fit: half of a sum can be
+lost. With this option ONNX Runtime takes slower kernels there, whose sums are exact; elsewhere it changes nothing.
+"""
+
 _LOG_ERRORS_ONLY = 3  # ONNX Runtime's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
 

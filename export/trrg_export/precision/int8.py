@@ -60,15 +60,12 @@ def quantize_weights(
     return model
 
 
-def quantize(
-    weight: NDArray[np.float32], *, axis: int, levels: int = _LEVELS
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def quantize(weight: NDArray[np.float32], *, axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Quantize symmetrically, one scale for each index along an axis.
 
     Args:
         weight: float32, any rank.
         axis: The output channels.
-        levels: On each side of zero.
 
     Returns:
         int8 of the same shape, and float32 scales that broadcast against it; ``int8 * scale`` is the weight to half a
@@ -76,8 +73,8 @@ def quantize(
     """
     others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
     peak = np.abs(weight).max(axis=others, keepdims=True)
-    scale = np.where(peak == 0, 1.0, peak / levels).astype(np.float32)
-    return np.clip(np.rint(weight / scale), -levels, levels).astype(np.int8), scale
+    scale = np.where(peak == 0, 1.0, peak / _LEVELS).astype(np.float32)
+    return np.clip(np.rint(weight / scale), -_LEVELS, _LEVELS).astype(np.int8), scale
 
 
 def _weight_axes(graph: onnx.GraphProto) -> dict[str, int]:
