@@ -257,6 +257,20 @@ def write_gguf(llm: LlamaForCausalLM, folder: Path, precision: str) -> int:
     return read
 
 
+def write_k_quants(llm: LlamaForCausalLM, folder: Path, precision: str) -> None:
+    """Write llama.cpp's file in a precision that only its own quantizer knows, such as ``"q6_K"``."""
+    import llama_cpp
+
+    write_gguf(llm, folder, "f32")
+    whole, path = (folder / "gguf" / f"{name}.gguf" for name in ("f32", precision))
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{precision.upper()}")
+    failed = llama_cpp.llama_model_quantize(str(whole).encode(), str(path).encode(), settings)
+    whole.unlink()
+    if failed:
+        raise RuntimeError(f"llama.cpp did not write {precision}")
+
+
 def _describe(writer: Any, config: LlamaConfig) -> None:
     writer.add_context_length(POSITIONS)
     writer.add_embedding_length(config.hidden_size)

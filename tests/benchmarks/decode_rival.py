@@ -9,7 +9,7 @@ from typing import NamedTuple
 from decode_peers import LlamaCpp
 from decode_writer import Task, iu_tasks
 
-RIVALS = {f"llama.cpp {kind}": kind for kind in ("q8_0", "q4_0")}
+RIVALS = {f"llama.cpp {kind}": kind for kind in ("q8_0", "q6_K", "q4_0")}
 
 
 class RivalTurn(NamedTuple):
@@ -41,26 +41,33 @@ class Rival:
         seconds, tokens, texts = 0.0, 0, set[tuple[int, ...]]()
         for task in self._tasks:
             start = time.perf_counter()
-            text = tuple(self._engine.follow(task.prompt, task.text, eos=self._eos, limit=self._limit))
+            text = self._written(task)
             took = time.perf_counter() - start
             if text not in texts:
                 texts.add(text)
                 seconds, tokens = seconds + took, tokens + len(text) + 1
         return RivalTurn(seconds, tokens, len(texts))
 
+    def texts(self) -> list[tuple[int, ...]]:
+        """The tokens of all reports."""
+        return [self._written(task) for task in self._tasks]
+
+    def _written(self, task: Task) -> tuple[int, ...]:
+        return tuple(self._engine.follow(task.prompt, task.text, eos=self._eos, limit=self._limit))
+
     def size(self) -> int:
         """Bytes that a pass reads, and the token embeddings beside them in the file."""
         return self._weights
 
 
-def open_rival(folder: Path, name: str, kind: str, *, studies: int, threads: int) -> Rival:
+def open_rival(folder: Path, name: str, kind: str, *, studies: int | None, threads: int) -> Rival:
     """Open llama.cpp on the decoder of the IU reports.
 
     Args:
         folder: Of ``iu_decoder.py``.
         name: Of ``RIVALS``.
         kind: Of ``decode_reports.KINDS``.
-        studies: At most.
+        studies: At most; None for all.
         threads: For the engine.
     """
     from iu_workload import load_workload

@@ -119,6 +119,11 @@ class Writer:
             tokens += len(text.ids) + 1
         return Turn(totals[0], totals[1], tokens, passes, equal, len(texts))
 
+    def texts(self) -> list[tuple[int, ...]]:
+        """The tokens of all reports, written with drafts: they change none."""
+        drafts = Drafts(self.drafter, self.near_tie)
+        return [tuple(self._written(task, drafts)[1].ids) for task in self.tasks]
+
     def _written(self, task: Task, drafts: Drafts | None) -> tuple[float, Generation]:
         decoder = self.decoder
         if task.text is not None:
@@ -211,14 +216,16 @@ def _prompts(bundle: Bundle, backend: Backend, files: list[Path]) -> list[Prompt
     return prompts
 
 
-def iu_tasks(workload: Workload, kind: str, studies: int) -> list[Task]:
+def iu_tasks(workload: Workload, kind: str, studies: int | None) -> list[Task]:
     """What to write about the val studies; see :func:`open_iu`."""
     if kind == "human":
         return [Task(one.prompt, one.text[: workload.limit]) for one in workload.studies[:studies]]
     return [Task(one.prompt) for one in workload.distinct()[:studies]]
 
 
-def open_iu(folder: Path, name: str, kind: str, *, device: str, studies: int, threads: int, least: int) -> Writer:
+def open_iu(
+    folder: Path, name: str, kind: str, *, device: str, studies: int | None, threads: int, least: int
+) -> Writer:
     """Open a decoder of the IU reports.
 
     Args:
@@ -226,7 +233,7 @@ def open_iu(folder: Path, name: str, kind: str, *, device: str, studies: int, th
         name: One of ``iu_workload.decoders``.
         kind: ``"own"``, ``"human"`` or ``"random"``; see ``decode_reports.KINDS``.
         device: ``"cpu"`` or ``"cuda"``.
-        studies: At most: what the decoder writes once for each condition, what people wrote as it comes.
+        studies: At most, None for all: what the decoder writes once for each condition, what people wrote as it comes.
         threads: For the graph.
         least: In how many train reports a run of tokens stands that drafts are made of.
     """

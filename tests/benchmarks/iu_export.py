@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from decode_models import write_gguf
+from decode_models import write_gguf, write_k_quants
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -42,7 +42,7 @@ def write_decoders(llm: Any, tokenizer: Tokenizer, folder: Path, *, prompt: int)
         llm: Trained, a Llama.
         tokenizer: Its own.
         folder: Gets ``decoder_<precision>.onnx``, ``decoder_explicit.onnx``, their sizes in ``decoder.json``,
-            ``token_embedding.npy`` and, where the package gguf is installed, ``gguf/<precision>.gguf``.
+            ``token_embedding.npy`` and, where gguf and llama-cpp-python are installed, ``gguf/<precision>.gguf``.
         prompt: Positions of the longest prompt.
     """
     with tempfile.TemporaryDirectory(prefix=".decoder-", dir=folder) as scratch, quiet():
@@ -73,9 +73,10 @@ def write_decoders(llm: Any, tokenizer: Tokenizer, folder: Path, *, prompt: int)
         traced.mkdir()
         trace_explicit_decoder(llm, traced)
         save(read_trace(traced), folder / "decoder_explicit.onnx", traced)
-    if find_spec("gguf"):
+    if find_spec("gguf") and find_spec("llama_cpp"):
         for precision in ("q8_0", "q4_0"):
             write_gguf(llm, folder, precision)
+        write_k_quants(llm, folder, "q6_K")
     config = llm.config
     spec = DecoderSpec(
         layers=config.num_hidden_layers,
