@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from trrg_sdk.backends import Backend, fake, onnxruntime, open_backend, open_decoder, open_graphs
-from trrg_sdk.backends.ort_session import foreign_errors, open_session, waiting
+from trrg_sdk.backends.ort_session import EXACT_SUMS, foreign_errors, open_session, waiting
 from trrg_sdk.bundle import Bundle, write_manifest
 from trrg_sdk.decoding import generate
 from trrg_sdk.errors import BundleError, DeviceError, UsageError
@@ -277,6 +277,28 @@ def test_threads_wait_for_work_but_not_for_long(bundle: Bundle) -> None:
     assert session.get_session_options().get_session_config_entry(name) == microseconds
     assert 0 < int(microseconds) <= 1000
     assert waiting("1.26.1") == ("session.intra_op.allow_spinning", "0")
+
+
+@pytest.mark.parametrize(("flags", "asked"), [("avx2 avx512_vnni", False), ("avx2 avx_vnni", False), ("avx2", True)])
+def test_a_decoder_is_exact_without_vnni(
+    bundle: Bundle, flags: str, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With VNNI kernels are exact, and those that the option chooses slower."""
+    name, value = EXACT_SUMS
+    seen: list[str] = []
+
+    def watched(*arguments: Any) -> Any:
+        session = open_session(*arguments)
+        try:
+            seen.append(session.get_session_options().get_session_config_entry(name))
+        except RuntimeError as error:
+            assert name in str(error)
+        return session
+
+    monkeypatch.setattr(onnxruntime, "instructions", lambda: frozenset(flags.split()))
+    monkeypatch.setattr(onnxruntime, "open_session", watched)
+    open_decoder(onnxruntime.OrtBackend("cpu", 1), bundle)
+    assert seen == [value] * asked
 
 
 def test_a_pruned_head_gives_the_same_logits(tmp_path: Path, bundle: Bundle, ort: Backend) -> None:

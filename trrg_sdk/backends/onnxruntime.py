@@ -19,7 +19,7 @@ from trrg_sdk.backends.ort_decoder import OrtDecoder
 from trrg_sdk.backends.ort_session import EXACT_SUMS, PROVIDERS, OrtGraph, open_session
 from trrg_sdk.errors import DeviceError, TrrgError, UsageError
 from trrg_sdk.manifest import DecoderSpec, GraphSpec, Manifest
-from trrg_sdk.processors import physical_cores
+from trrg_sdk.processors import VNNI, instructions, physical_cores
 
 NAME = "onnxruntime"
 
@@ -157,7 +157,8 @@ class OrtBackend:
             return CudaDecoder(session, path.name, spec)
         threads = 1 if spec.hidden_size < NARROW else self.threads
         options = self.options()
-        options.add_session_config_entry(*EXACT_SUMS)
+        if not VNNI & instructions():
+            options.add_session_config_entry(*EXACT_SUMS)
         return OrtDecoder(self.session(path, threads, options), path.name, spec)
 
     def session(self, path: Path, threads: int, options: Any = None) -> Any:

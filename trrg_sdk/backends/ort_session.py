@@ -17,10 +17,11 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # largest from the CPU's, without it 4e-7 (H200).
 _SETTINGS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
 EXACT_SUMS = ("session.x64quantprecision", "1")
-"""An option for graphs whose int8 weights use all their bits, as decoders' do.
+"""An option for graphs whose int8 weights use all their bits, as decoders' do, on processors without VNNI.
 
-Processors without VNNI add two products of eight bits in sixteen and cut off what does not fit: half of a sum can be
-lost. With this option ONNX Runtime takes slower kernels there, whose sums are exact; elsewhere it changes nothing.
+They add two products of eight bits in sixteen and cut off what does not fit: half of a sum can be lost. With this
+option ONNX Runtime takes kernels whose sums are exact. It takes them with VNNI too, where a pass over 16 positions of
+45 M weights then lasts 10.7 ms in place of 6.3 and nothing is won.
 """
 
 _LOG_ERRORS_ONLY = 3  # ONNX Runtime's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
