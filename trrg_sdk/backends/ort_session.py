@@ -16,6 +16,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # What is said to be float32 is: with TF32, ONNX Runtime's default, the patches of a mini bundle lay 1e-4 of the
 # largest from the CPU's, without it 4e-7 (H200).
 _SETTINGS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
+
 EXACT_SUMS = ("session.x64quantprecision", "1")
 """An option for graphs whose int8 weights use all their bits, as decoders' do, on processors without VNNI.
 

@@ -14,7 +14,7 @@ to .5 %.
 
 Weights use all of their eight bits. With seven, as in :mod:`trrg_export.precision.static`, they were the larger part of
 what rounding costs: of what that decoder writes about 224 conditions 196 texts were those of fp32 and .991 of their
-labels, with eight 203 and .996. Processors without VNNI hold the sum of two products in 16 bits, which is too little
+labels, with eight 206 and .997. Processors without VNNI hold the sum of two products in 16 bits, which is too little
 then, so there the runtime asks ONNX Runtime for exact sums (:data:`trrg_sdk.backends.ort_session.EXACT_SUMS`).
 """
 
