@@ -62,23 +62,26 @@ def compared(texts: Sequence[Text], wanted: Sequence[Text], tokenizer: Tokenizer
 
 def judge(
     opened: Mapping[str, Callable[[], Writes]], reference: Callable[[], Writes], tokenizer: Tokenizer, *, threads: int
-) -> dict[str, Fidelity]:
-    """Let all engines write, each in a process of its own, one after the other; one that does not open is left out.
+) -> tuple[dict[str, Fidelity], dict[str, str]]:
+    """Let all engines write, each in a process of its own, one after the other.
 
     Args:
         opened: What opens each, by its name.
         reference: Opens fp32.
         tokenizer: Of all.
         threads: For each.
+
+    Returns:
+        What was found of each, and why others did not write.
     """
     wanted = _texts(reference, threads)
-    judged = {}
+    judged, failed = dict[str, Fidelity](), dict[str, str]()
     for name, make in opened.items():
         try:
             judged[name] = compared(_texts(make, threads), wanted, tokenizer)
-        except EngineFailed:  # the page says why where it is timed
-            continue
-    return judged
+        except EngineFailed as error:
+            failed[name] = str(error)
+    return judged, failed
 
 
 def _texts(make: Callable[[], Writes], threads: int) -> list[Text]:
@@ -90,10 +93,12 @@ def _texts(make: Callable[[], Writes], threads: int) -> list[Text]:
         process.close()
 
 
-def fidelity_table(judged: Mapping[str, Fidelity]) -> Iterator[str]:
+def fidelity_table(judged: Mapping[str, Fidelity], failed: Mapping[str, str]) -> Iterator[str]:
     """Lines of a table."""
     yield f"| | texts identical to fp32's | labels that agree | an export's limit, {LIMIT:g} |"
     yield "|---|---|---|---|"
     for name, one in judged.items():
         verdict = "passed" if one.passes else "**missed**"
         yield f"| {name} | {one.identical} of {one.reports} | {one.labels:.4f} | {verdict} |"
+    for name, reason in failed.items():
+        yield f"| {name} | did not run: {reason} | | |"

@@ -58,9 +58,9 @@ def iu_page(folder: Path, *, device: str, threads: int, turns: int, studies: int
     engines = partial(_engines, folder, names, device=device, threads=threads, least=least)
     exact = {"device": "cpu", "studies": None, "threads": threads, "least": least}
     reference = partial(open_iu, folder, "ONNX Runtime fp32", "own", **exact)
-    judged = judge(engines("own", studies=None), reference, workload.tokenizer, threads=threads)
+    judged, failed = judge(engines("own", studies=None), reference, workload.tokenizer, threads=threads)
     yield "### Which engines say what fp32 says"
-    yield "\n".join(fidelity_table(judged))
+    yield "\n".join(fidelity_table(judged, failed))
     for kind, title in KINDS.items():
         yield f"### {title}"
         goals = judged if kind != "random" else {}
@@ -178,7 +178,7 @@ def _claims(
         return
     best = min(own, key=lambda name: _typical(ours[name], _drafted))
     yield _claim(ours, best, everyone, _fastest(everyone, taken), 1.5)
-    if (other := _fastest(everyone, everyone)) not in taken:
+    if (other := _fastest(everyone, judged.keys() & everyone.keys())) not in taken:
         yield _claim(ours, best, everyone, other, None)
 
 

@@ -1,4 +1,4 @@
-"""How many bits reports need: what the decoder of ``iu_decoder.py`` writes in int8 and in int4 by each algorithm.
+"""How many bits reports need: what the decoder of ``iu_decoder.py`` writes in int8 and in int4 by three algorithms.
 
     pip install -e ".[gptq]"          # for that one; in an environment of its own, see the Makefile
     python tests/benchmarks/iu_precisions.py --folder runs/iu45 --write tests/benchmarks/results/iu_precisions.md
@@ -58,7 +58,7 @@ def forms(
 def page(folder: Path, threads: int) -> Iterator[str]:
     """The whole page, a block at a time."""
     workload = load_workload(folder)
-    studies, judged, left_out = workload.distinct(), {}, []
+    studies, judged, left_out = workload.distinct(), {}, {}
     wanted = written(workload, studies, workload.file("fp32"), threads)
     pairs = zip(studies[:_CALIBRATED], wanted, strict=False)
     read = [np.concatenate([one.prompt, workload.table[list(text)]]) for one, text in pairs]
@@ -70,12 +70,12 @@ def page(folder: Path, threads: int) -> Iterator[str]:
             try:
                 model = make()
             except UsageError as error:
-                left_out.append(f"{name} did not run: {error}")
+                left_out[name] = str(error)
                 continue
             make_rows_alike(model)
             save(clean(model), path)
             judged[name] = compared(written(workload, studies, path, threads), wanted, workload.tokenizer)
-    yield "\n".join([*fidelity_table(judged), "", *left_out]).strip()
+    yield "\n".join(fidelity_table(judged, left_out))
 
 
 def main() -> None:
