@@ -7,7 +7,8 @@ without would now and then choose different tokens, and every near tie had to be
 
 Here attention is given a second, empty position whenever a pass reads one. What it computes for that is cut off again,
 and its key and value lie behind the text, where the next pass writes. Passes over several positions, and those of a
-batch (the operator refuses several positions of several sequences), go through unchanged.
+batch (the operator refuses several positions of several sequences), go through unchanged. Behind a text that has all of
+the model's positions the empty one needs a place in the tables of the rotary embedding too: they get one row more.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ WIDE = 512
 _ATTENTION = "GroupQueryAttention"
 _READ = (0, 1, 2)  # its inputs query, key and value; with all three packed in the first the others are left out
 _LENGTHS = (5, 6)  # seqlens_k and total_sequence_length
+_ROTARY = slice(7, 9)  # tables of cosines and sines by position
 _PREFIX = "alike/"
 
 
@@ -38,9 +40,10 @@ def make_rows_alike(model: onnx.ModelProto) -> None:
     graph.initializer.extend(
         numpy_helper.from_array(np.array(values, np.int64), f"{_PREFIX}{name}") for name, values in constants.items()
     )
-    nodes, longer = _spare(), set[str]()
+    nodes, longer, tables = _spare(), set[str](), set[str]()
     for node in graph.node:
         if node.op_type == _ATTENTION:
+            tables |= set(node.input[_ROTARY])
             lengths = {node.input[place] for place in _LENGTHS} - longer
             nodes += [
                 helper.make_node("Add", [name, f"{_PREFIX}spare32"], [_PREFIX + name]) for name in sorted(lengths)
@@ -50,6 +53,10 @@ def make_rows_alike(model: onnx.ModelProto) -> None:
         else:
             nodes.append(node)
     replace_all(graph.node, nodes)
+    for tensor in graph.initializer:
+        if tensor.name in tables:
+            rows = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(np.concatenate([rows, rows[-1:]]), tensor.name))
 
 
 def _spare() -> list[NodeProto]:

@@ -14,8 +14,8 @@ Cache = tuple[np.ndarray, np.ndarray]
 
 
 def attention(batch: int, *, alike: bool) -> onnxruntime.InferenceSession:
-    """One GroupQueryAttention with rotary embedding, queries, keys and values packed."""
-    angles = np.arange(64)[:, None] * 10000.0 ** (-np.arange(0, SIZE, 2) / SIZE)
+    """One GroupQueryAttention with rotary embedding of as many positions as a text may have; all three packed."""
+    angles = np.arange(ROOM - 1)[:, None] * 10000.0 ** (-np.arange(0, SIZE, 2) / SIZE)
     constants = {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
     inputs = ["inputs_embeds", "", "", "key", "value", "seqlens", "total", "cos", "sin"]
     sizes = {"num_heads": HEADS, "kv_num_heads": HEADS, "do_rotary": 1}
