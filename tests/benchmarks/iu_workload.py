@@ -178,7 +178,7 @@ class Replay:
     def _forced(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         after = self._decoder.length - self._prompt - len(rows) + 1  # tokens of the text before the first row's
         for place, row in enumerate(rows, start=after):
-            row[self._text[place] if place < len(self._text) else self._eos] = 1e3
+            row[self._text[place] if place < len(self._text) else self._eos] = 60.0  # above all others, and modest
         return rows
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from trrg_sdk.backends.base import check_kept
 from trrg_sdk.backends.checks import check_decoder, check_embeds
 from trrg_sdk.backends.ort_batch import OrtBatch
-from trrg_sdk.backends.ort_session import tensor_specs, translated
+from trrg_sdk.backends.ort_session import foreign_errors, tensor_specs, translated, translation
 from trrg_sdk.errors import UsageError
 from trrg_sdk.manifest import DecoderSpec
 
@@ -22,7 +22,8 @@ class OrtDecoder:
 
     GroupQueryAttention takes the same buffer as past and as present (batch, kv_heads, max_length, head_size) and
     writes the new positions in place: nothing is copied or allocated while a text grows. How far a buffer is filled
-    is read from the length of the attention mask.
+    is read from the ones of the attention mask. It is as long as the buffers, so that all passes over one number of
+    positions are alike to ONNX Runtime, which plans its memory by the sizes of the inputs, and none binds anything.
     """
 
     _DEVICE = "cpu"  # where the buffers live
@@ -70,7 +71,7 @@ class OrtDecoder:
     def _prepare(self) -> None:
         """Get ready for the first pass."""
         spec, vocab = self._spec, self._logits.shape[2]
-        self._mask = np.ones((1, spec.max_length), np.int64)  # a pass sees the first of it, without a copy
+        self._mask = np.zeros((1, spec.max_length), np.int64)
         self._embeds = np.empty((1, _KEPT, spec.hidden_size), self._dtype)
         self._logits = np.empty((1, _KEPT if self.all_rows else 1, vocab), self._logits.dtype)
         self._bindings: dict[int, Any] = {}  # by the positions of a pass: binding costs as much as a small product
@@ -134,7 +135,8 @@ class OrtDecoder:
         """
         if len(embed) != 1:
             raise UsageError(f"{self._label}: expected one position, got {len(embed)}.")
-        return np.asarray(self.read(embed)[-1])
+        row: NDArray[np.float32] = self.read(embed)[-1]
+        return row
 
     def truncate(self, length: int) -> None:
         """Forget the last positions: GroupQueryAttention looks no further than the mask reaches.
@@ -164,33 +166,39 @@ class OrtDecoder:
         self._check_embeds(embeds)
         total = self._length + len(embeds)
         feed = np.ascontiguousarray(embeds[None], self._dtype)  # (1, S, Dl)
-        with translated(self._label):
+        try:  # entering and leaving a context manager would take as long as two steps of the choice
             rows = self._run(feed, total)
+        except foreign_errors() as error:
+            raise translation(self._label, error) from error
         self._length = total
-        return np.asarray(rows, np.float32)
+        return rows if rows.dtype == np.float32 else rows.astype(np.float32)
 
     def _run(self, feed: NDArray[Any], total: int) -> NDArray[Any]:
         """Make one pass over (1, S, Dl) that ends at a position; the rows (S, V), or (1, V) where there is one only."""
         count = feed.shape[1]
         rows = count if self.all_rows else 1
-        logits: NDArray[Any] = self._logits[:, :rows]
         if count > _KEPT:
-            logits = np.empty((1, rows, self._logits.shape[2]), self._logits.dtype)
-            binding = self._bound(feed, logits)
+            mask, logits = np.ones((1, total), np.int64), np.empty((1, rows, self._logits.shape[2]), self._logits.dtype)
+            binding = self._bound(feed, mask, logits)
         else:
+            logits = self._logits[:, :rows]
             self._embeds[:, :count] = feed
+            self._mask[:, :total], self._mask[:, total:] = 1, 0
             binding = self._bindings.get(count)
             if binding is None:
-                binding = self._bindings[count] = self._bound(self._embeds[:, :count], logits)
-        binding.bind_cpu_input("attention_mask", self._mask[:, :total])
+                binding = self._bindings[count] = self._bound(self._embeds[:, :count], self._mask, logits)
         self._session.run_with_iobinding(binding)
         made: NDArray[Any] = logits[0]
         return made
 
-    def _bound(self, embeds: NDArray[Any], logits: NDArray[Any]) -> Any:
+    def _bound(self, embeds: NDArray[Any], mask: NDArray[Any], logits: NDArray[Any]) -> Any:
         """A binding that reads and writes these arrays, which have to live as long."""
         binding = self._bound_to_buffers()
-        for bind, name, array in (binding.bind_input, "inputs_embeds", embeds), (binding.bind_output, "logits", logits):
+        for bind, name, array in (
+            (binding.bind_input, "inputs_embeds", embeds),
+            (binding.bind_input, "attention_mask", mask),
+            (binding.bind_output, "logits", logits),
+        ):
             bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         return binding
 

@@ -150,6 +150,16 @@ def translated(label: str) -> Iterator[None]:
     try:
         yield
     except foreign_errors() as error:
-        if type(error).__name__ in ("InvalidArgument", "ValueError", "TypeError"):
-            raise UsageError(f"{label}: expected inputs that fit the graph, got: {error}") from error
-        raise DeviceError(f"{label}: ONNX Runtime failed while running: {error}") from error
+        raise translation(label, error) from error
+
+
+def translation(label: str, error: Exception) -> UsageError | DeviceError:
+    """Return our exception for one of :func:`foreign_errors` that was raised while running.
+
+    Args:
+        label: The file's name, for messages.
+        error: What was raised.
+    """
+    if type(error).__name__ in ("InvalidArgument", "ValueError", "TypeError"):
+        return UsageError(f"{label}: expected inputs that fit the graph, got: {error}")
+    return DeviceError(f"{label}: ONNX Runtime failed while running: {error}")

@@ -22,8 +22,8 @@ replaced). On a GPU (an H200, the CUDA provider, 15 phantoms) fp16 .018 and int4
 an export measures its own, and its bundle may ask for more than this table.
 """
 
-_FAR = 1e30
-"""Below it the difference of two finite logits is finite."""
+_MODEST = 70.0
+"""Below it, on both sides of zero, the exponentials of all logits have a finite sum with all its digits in float32."""
 
 _NOT_FINITE = (
     "The decoder gave a logit that is no finite number: the text would be meaningless. Use another device or precision."
@@ -63,23 +63,25 @@ def likeliest_rows(rows: NDArray[np.float32], guesses: Sequence[int]) -> list[To
     Raises:
         DeviceError: A logit is NaN or plus infinity.
     """
-    best = rows.argmax(axis=1).tolist()
-    count = next((place for place, guess in enumerate(guesses, start=1) if best[place - 1] != guess), len(rows))
-    return [Token(token, _logprob(rows[place], token)) for place, token in enumerate(best[:count])]
+    tokens = []
+    for place, best in enumerate(rows.argmax(axis=1).tolist()):
+        tokens.append(Token(best, _logprob(rows[place], best)))
+        if place < len(guesses) and guesses[place] != best:
+            break
+    return tokens
 
 
 def _logprob(logits: NDArray[np.float32], token: int) -> float:
     """The natural logarithm of the probability of the likeliest token.
 
     Between two passes the processor has forgotten NumPy's code: after a pass over 42 MB of weights ``errstate`` and
-    ``max`` took 40 us each, and the other steps together as much. So there is as little of it as can be.
+    ``max`` took 40 us each, and the other steps together as much. So there is as little of it as can be: even that the
+    largest becomes 0 first, so that no sum overflows, is left to the logits that need it.
     """
-    top = logits[token]
-    if not abs(top) < _FAR:  # nor NaN, which argmax takes for the largest
+    top = float(logits[token])
+    if not abs(top) < _MODEST:  # nor NaN, which argmax takes for the largest
         return _logprob_of_far(logits, token)
-    shares = logits - top
-    np.exp(shares, out=shares)
-    return 0.0 - math.log(np.add.reduce(shares))
+    return min(0.0, top - math.log(np.add.reduce(np.exp(logits))))
 
 
 def _logprob_of_far(logits: NDArray[np.float32], token: int) -> float:
