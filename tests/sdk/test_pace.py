@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from trrg_sdk.decoding.greedy import Pass
-from trrg_sdk.decoding.pace import LONGEST, Costs, Pace
+from trrg_sdk.decoding.pace import LONGEST, Costs, Guess, Pace
+
+SURE = [(5, 0.9)] * LONGEST
 
 
 def spent(pace: Pace, *, passes: int, right: float, slope: float, lookup: float = 0.05) -> tuple[float, float]:
@@ -21,8 +23,7 @@ def spent(pace: Pace, *, passes: int, right: float, slope: float, lookup: float 
             continue
         looked, confidences = pace.open, list[float]()
         if looked:
-            confidences = [0.9] * LONGEST
-            confidences = confidences[: pace.length(confidences)]
+            confidences = [confidence for _, confidence in pace.cut(SURE)]
         accepted = 0
         while accepted < len(confidences) and rng.random() < right:
             accepted += 1
@@ -54,10 +55,10 @@ def test_where_wide_passes_cost_little_drafts_become_long(change: float, slope: 
     """
     pace = Pace()
     for _ in range(200):
-        right = pace.length([0.9] * LONGEST) if pace.open else 0
+        right = len(pace.cut(SURE)) if pace.open else 0
         seconds = 1 + change * (right > 0) + slope * right
         pace.learn(Pass(1 + right, 1 + right, seconds, 0.05, 0), [0.9] * right, looked=pace.open)
-    assert pace.length([0.9] * LONGEST) == LONGEST
+    assert pace.cut(SURE) == SURE
     assert pace.costs.of(LONGEST + 1) == pytest.approx(1 + change + slope * LONGEST, rel=0.1)
 
 
@@ -106,12 +107,12 @@ def test_a_single_pass_after_a_longer_one_is_no_measure() -> None:
 def test_no_more_is_guessed_than_may_be_of_use() -> None:
     asked = list[float]()
 
-    def unsure() -> Iterator[float]:
+    def unsure() -> Iterator[Guess]:
         while True:
             asked.append(0.1)
-            yield 0.1
+            yield 5, 0.1
 
-    assert Pace().length(unsure()) <= 1
+    assert len(Pace().cut(unsure())) <= 1
     assert len(asked) < 5
 
 

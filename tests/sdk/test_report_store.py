@@ -16,7 +16,7 @@ from trrg_sdk.decoding import generate, store
 from trrg_sdk.decoding.choice import NEAR_TIE
 from trrg_sdk.decoding.drafts import StoreDrafter
 from trrg_sdk.decoding.greedy import Drafts
-from trrg_sdk.decoding.pace import LONGEST, Pace
+from trrg_sdk.decoding.pace import LONGEST, Guess, Pace
 from trrg_sdk.decoding.store import ORDER, ReportStore, StoreArrays, build_store
 from trrg_sdk.errors import BundleError
 
@@ -30,8 +30,8 @@ class Eager(Pace):
 
     open = True
 
-    def length(self, confidences: Iterable[float]) -> int:
-        return sum(1 for _ in islice(confidences, LONGEST))
+    def cut(self, draft: Iterable[Guess]) -> list[Guess]:
+        return list(islice(draft, LONGEST))
 
 
 def opened(reports: list[list[int]], *, least: int = 1) -> ReportStore:

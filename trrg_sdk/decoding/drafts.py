@@ -10,7 +10,7 @@ from itertools import islice
 
 from trrg_sdk.decoding.greedy import Pass
 from trrg_sdk.decoding.pace import Pace
-from trrg_sdk.decoding.store import ReportStore
+from trrg_sdk.decoding.store import ORDER, ReportStore
 
 
 class StoreDrafter:
@@ -27,6 +27,9 @@ class StoreDrafter:
         self._pace = pace or Pace()
         self._confidences: list[float] = []
         self._looked = False
+        self._followed = 0  # tokens of the text when it was looked at last
+        self._end: list[int] = []  # its last ones
+        self._context = 0  # that it ends with
 
     def propose(self, written: Sequence[int], *, most: int) -> Sequence[int] | None:
         """Guess the next tokens; see :class:`trrg_sdk.decoding.greedy.Drafter`."""
@@ -35,17 +38,9 @@ class StoreDrafter:
         self._confidences, self._looked = [], self._pace.open and most > 0
         if not self._looked:
             return ()
-        tokens: list[int] = []
-        length = self._pace.length(self._confident(written, most, tokens))
-        self._confidences = self._confidences[:length]
-        return tokens[:length]
-
-    def _confident(self, written: Sequence[int], most: int, tokens: list[int]) -> Iterator[float]:
-        """Guess token after token, as long as somebody asks how sure the next one is."""
-        for token, confidence in islice(self.line(written), most):
-            tokens.append(token)
-            self._confidences.append(confidence)
-            yield confidence
+        guesses = self._pace.cut(islice(self.line(written), most))
+        self._confidences = [confidence for _, confidence in guesses]
+        return [token for token, _ in guesses]
 
     def learn(self, outcome: Pass) -> None:
         """Hear what came of a pass; see :class:`trrg_sdk.decoding.greedy.Drafter`."""
@@ -60,8 +55,18 @@ class StoreDrafter:
         Yields:
             A token, and how sure it is, 0 to 1, given those before it.
         """
-        store = self._store
-        context = store.context(written)
+        store, context = self._store, self._follow(written)
         while guess := store.guess(context):
             yield guess
             context = store.after(context, guess[0])
+
+    def _follow(self, written: Sequence[int]) -> int:
+        """Return the longest context that a text ends with; from where it was left, if it is the text of before."""
+        known, context = self._followed, self._context
+        if known >= ORDER and list(written[known - ORDER : known]) == self._end:
+            for token in written[known:]:
+                context = self._store.after(context, token)
+        else:
+            context = self._store.context(written)
+        self._followed, self._end, self._context = len(written), list(written[-ORDER:]), context
+        return context

@@ -15,6 +15,8 @@ from itertools import islice
 
 from trrg_sdk.decoding.greedy import Pass
 
+Guess = tuple[int, float]
+
 LONGEST = 16
 _DEBT = 8.0  # passes of one position that drafts may cost more than they give, before the first rest
 _RETRY = 2.0  # the same after a rest
@@ -113,6 +115,8 @@ class Costs:
 
     def _believe_of_wider(self) -> None:
         """Hope that what nobody read yet costs little more than the widest that was: believed dear, never tried."""
+        if self._seen[-1] >= _TRUSTED:
+            return
         widest = max(place for place, passes in enumerate(self._seen) if passes >= _TRUSTED or not place)
         for place in range(widest + 1, len(_WIDTHS) if widest else 0):
             if self._seen[place] < 1:
@@ -125,7 +129,10 @@ class Costs:
 
     def of(self, width: int) -> float:
         """Return what a pass is expected to cost, 1 for one position."""
-        return sum(self._at[place] * share for place, share in _shares(width))
+        cost = 0.0
+        for place, share in _shares(width):
+            cost += self._at[place] * share
+        return cost
 
 
 @cache
@@ -162,22 +169,26 @@ class Pace:
         self._rest -= 1
         return True
 
-    def length(self, confidences: Iterable[float]) -> int:
-        """Return how many tokens of a draft to read, 0 for none.
+    def cut(self, draft: Iterable[Guess]) -> list[Guess]:
+        """Return as much of a draft as is worth reading, which may be nothing.
 
         Args:
-            confidences: Of its tokens, 0 to 1, in order. Further ones are asked for while they may matter.
+            draft: Its tokens in order, each with a confidence from 0 to 1. Further ones are asked for while they may
+                matter.
         """
         best, length = 1.02, 0  # tokens in the time of a single pass; below that it is not worth the trouble
-        expected, chance, count = 1.0, 1.0, 0
-        for count, confidence in enumerate(islice(confidences, LONGEST), start=1):
-            chance *= self.acceptance.chance(confidence)
+        expected, chance, seen = 1.0, 1.0, list[Guess]()
+        for guess in islice(draft, LONGEST):
+            seen.append(guess)
+            chance *= self.acceptance.chance(guess[1])
             expected += chance
-            if (gain := expected / self.costs.of(count + 1)) > best:
-                best, length = gain, count
-            if chance < _HOPELESS and count >= _PROBED:
+            if (gain := expected / self.costs.of(len(seen) + 1)) > best:
+                best, length = gain, len(seen)
+            if chance < _HOPELESS and len(seen) >= _PROBED:
                 break
-        return length or (min(count, _PROBED) if self._idle >= _PROBE else 0)
+        if self._idle >= _PROBE:
+            length = length or _PROBED
+        return seen[:length]
 
     def learn(self, outcome: Pass, confidences: Sequence[float], *, looked: bool) -> None:
         """Count a pass that is not of a rest.

@@ -36,6 +36,7 @@ MOST = 2**18
 
 _DISCOUNT = 0.9  # of each count, for what is mixed in of shorter contexts
 _SURE = 255
+_START = -1  # stands before a report's first token
 
 Index = NDArray[np.int64]
 Share = NDArray[np.float64]
@@ -278,9 +279,7 @@ class ReportStore:
         Args:
             written: Its tokens so far, from its start.
         """
-        found = 0
-        if len(written) < ORDER:
-            found = self._child(0, 0) or 0  # the start of a report
+        found = self.after(0, _START) if len(written) < ORDER else 0
         for token in written[-ORDER:]:
             found = self.after(found, token)
         return found
@@ -292,18 +291,15 @@ class ReportStore:
             context: What :meth:`context` or :meth:`after` returned for the text.
             token: That is written next.
         """
-        while (found := self._child(context, token + 1)) is None and context:
+        wanted, tokens, children = token + 1, self._tokens, self._children
+        while True:  # spelled out: it is most of what a draft costs
+            end = children[context + 1] if context + 1 < len(children) else len(tokens)
+            found = bisect_left(tokens, wanted, children[context], end)
+            if found < end and tokens[found] == wanted:
+                return found
+            if context == 0:
+                return 0
             context = self._shorter[context]
-        return found or 0
-
-    def _child(self, context: int, token: int) -> int | None:
-        """A context with one token more, which is counted from one here."""
-        first, end = self._children[context], self._end(context)
-        place = bisect_left(self._tokens, token, first, end)
-        return place if place < end and self._tokens[place] == token else None
-
-    def _end(self, context: int) -> int:
-        return self._children[context + 1] if context + 1 < len(self._children) else len(self._tokens)
 
     def guess(self, context: int) -> tuple[int, float] | None:
         """Return the likeliest next token and how likely it is, 0 to 1; None where a report has ended."""
