@@ -37,6 +37,9 @@ class OrtBatch:
         logits = {tensor.name: tensor for tensor in tensor_specs(session.get_outputs())}["logits"]
         self._dtype = np.dtype(inputs["inputs_embeds"].dtype)
         self._last_only, self._vocab = logits.axes[1] == 1, int(logits.axes[2])
+        # What a step reads and writes, always at the same place and as long as the buffers: see OrtDecoder.
+        self._embeds = np.empty((slots, 1, spec.hidden_size), self._dtype)
+        self._mask = np.zeros((slots, spec.max_length), np.int64)
         self._logits = np.empty((slots, 1, self._vocab), logits.dtype)
         # One position more than a text can have: some graphs give attention an empty one behind a single one.
         shape = (slots, spec.kv_heads, spec.max_length + 1, spec.head_size)
@@ -46,7 +49,7 @@ class OrtBatch:
         }
         self._lengths = np.zeros(slots, np.int64)
         self._places = np.arange(spec.max_length)
-        self._bindings: dict[tuple[int, int], tuple[Any, list[Any]]] = {}
+        self._steps: dict[int, Any] = {}  # bindings by the sequences of a step
 
     def free(self, slot: int) -> int:
         """How many more positions fit into a slot."""
@@ -70,7 +73,9 @@ class OrtBatch:
         length = len(embeds)
         rows = np.empty((1, 1 if self._last_only else length, self._vocab), self._logits.dtype)
         self._lengths[slot] = 0
-        self._run(slot, slot + 1, embeds[None], np.ones((1, length), np.int64), rows)
+        feed, mask = np.ascontiguousarray(embeds[None], self._dtype), np.ones((1, length), np.int64)
+        with translated(self._label):
+            self._session.run_with_iobinding(self._bound(slot, slot + 1, feed, mask, rows))
         self._lengths[slot] = length
         return np.asarray(rows[0, -1], np.float32)
 
@@ -90,11 +95,15 @@ class OrtBatch:
         self._check(embeds, most=self.slots)
         count = len(embeds)
         lengths = self._lengths[:count] + 1
-        longest = int(lengths.max())
-        if longest > self._spec.max_length:
+        if lengths.max() > self._spec.max_length:
             raise UsageError(f"{self._label}: no position is free (max_length {self._spec.max_length}).")
-        mask = (self._places[:longest] < lengths[:, None]).astype(np.int64)  # (n, longest), padded on the right
-        self._run(0, count, embeds[:, None], mask, self._logits[:count])
+        self._embeds[:count, 0] = embeds
+        self._mask[:count] = self._places < lengths[:, None]  # padded on the right
+        with translated(self._label):
+            if count not in self._steps:
+                arrays = (self._embeds[:count], self._mask[:count], self._logits[:count])
+                self._steps[count] = self._bound(0, count, *arrays)
+            self._session.run_with_iobinding(self._steps[count])
         self._lengths[:count] = lengths
         return np.asarray(self._logits[:count, 0], np.float32)
 
@@ -104,31 +113,17 @@ class OrtBatch:
         for buffer in self._buffers.values():
             buffer[target, :, :length] = buffer[source, :, :length]
 
-    def _run(
-        self, first: int, end: int, embeds: NDArray[np.floating], mask: NDArray[np.int64], logits: NDArray[Any]
-    ) -> None:
-        """Read embeds (end - first, S, Dl) into slots and write logits (end - first, S or 1, V)."""
-        feed = np.ascontiguousarray(embeds, self._dtype)
-        with translated(self._label):
-            binding = self._binding(first, end)
-            binding.bind_cpu_input("inputs_embeds", feed)
-            binding.bind_cpu_input("attention_mask", mask)
-            binding.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
-            self._session.run_with_iobinding(binding)
-
-    def _binding(self, first: int, end: int) -> Any:
-        """The binding of a range of slots, made once; past and present are the same memory."""
-        from onnxruntime import OrtValue
-
-        if (first, end) not in self._bindings:
-            binding, kept = self._session.io_binding(), []
-            for name, buffer in self._buffers.items():
-                value = OrtValue.ortvalue_from_numpy(buffer[first:end], "cpu", 0)  # borrows the memory
-                kept.append(value)  # the binding does not keep it
-                binding.bind_ortvalue_input(f"past_key_values.{name}", value)
-                binding.bind_ortvalue_output(f"present.{name}", value)
-            self._bindings[first, end] = binding, kept
-        return self._bindings[first, end][0]
+    def _bound(self, first: int, end: int, embeds: NDArray[Any], mask: NDArray[Any], logits: NDArray[Any]) -> Any:
+        """A binding of a range of slots, past and present the same memory; these arrays have to live as long."""
+        binding = self._session.io_binding()
+        caches = {name: buffer[first:end] for name, buffer in self._buffers.items()}
+        read = {"inputs_embeds": embeds, "attention_mask": mask}
+        read |= {f"past_key_values.{name}": cache for name, cache in caches.items()}
+        written = {"logits": logits} | {f"present.{name}": cache for name, cache in caches.items()}
+        for bind, arrays in ((binding.bind_input, read), (binding.bind_output, written)):
+            for name, array in arrays.items():
+                bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        return binding
 
     def _check(self, embeds: NDArray[np.floating], *, most: int) -> None:
         width = self._spec.hidden_size
