@@ -182,6 +182,18 @@ def test_decoder_counts_positions(bundle: Bundle, backend: Backend) -> None:
     assert decoder.free == limit
 
 
+def test_a_pass_that_fails_is_said_and_counts_nothing(bundle: Bundle, ort: Backend) -> None:
+    """Here because the mask of a short pass is longer than the tables of the rotary embedding."""
+    embeds = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
+    expected = open_decoder(ort, bundle).prefill(embeds)
+    decoder = ort.decoder(bundle.path("decoder"), replace(bundle.manifest.decoder, max_length=100_000))
+    for wrong in (embeds[:3], embeds[:1]):
+        with pytest.raises(DeviceError, match=r"decoder\.onnx: ONNX Runtime failed while running: .*cos_cache"):
+            decoder.read(wrong)
+        assert decoder.length == 0
+    np.testing.assert_allclose(decoder.prefill(embeds), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("sizes", [{"layers": 3}, {"layers": 1}, {"kv_heads": 4}, {"hidden_size": 32}])
 def test_a_decoder_of_other_sizes_is_refused(bundle: Bundle, ort: Backend, sizes: dict[str, int]) -> None:
     with pytest.raises(BundleError, match=r"decoder\.onnx"):

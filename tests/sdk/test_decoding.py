@@ -11,6 +11,7 @@ from trrg_sdk.backends import fake, open_decoder
 from trrg_sdk.backends.base import Decoder
 from trrg_sdk.bundle import Bundle
 from trrg_sdk.decoding import Generation, generate
+from trrg_sdk.decoding.choice import likeliest
 from trrg_sdk.errors import DeviceError, UsageError
 
 TINY = Path(__file__).parent / "tiny_bundle"
@@ -60,6 +61,15 @@ def test_logprobs_are_natural_logarithms() -> None:
     row = [0.5, 2.0, -1.0, 1.0]
     text = run(Scripted([row, [0, 0, 99, 0]]))
     assert text.logprobs == pytest.approx([np.log(np.exp(2.0) / np.exp(row).sum())])
+
+
+@pytest.mark.parametrize("top", [-3e4, -100, -70.1, -69.9, 0, 69.9, 70.1, 100, 3e4])
+def test_logprobs_depend_on_differences_only(top: float) -> None:
+    row = np.array([top - 0.5, top, top - 1.25, top - 30], np.float32)
+    shares = np.exp(row.astype(float) - float(row[1]))
+    assert likeliest(row).logprob == pytest.approx(-np.log(shares.sum()), abs=1e-5)
+    alone = likeliest(np.array([top - 200, top], np.float32)).logprob
+    assert -1e-6 < alone <= 0, "a probability is 1 at most"
 
 
 def test_large_logits_do_not_overflow() -> None:

@@ -232,6 +232,18 @@ def test_a_draft_goes_on_as_most_reports_do() -> None:
     assert sure > unsure
 
 
+def test_a_text_that_is_followed_on_is_guessed_as_one_that_is_looked_up() -> None:
+    """As it grows by one token or by several, is taken back, and gives way to another one."""
+    reports, rng = random_reports(5), np.random.default_rng(5)
+    store = opened(reports[::2])
+    drafter = StoreDrafter(store)
+    for report in reports:
+        text = report[:-1]
+        lengths = np.minimum(np.cumsum([0, *rng.integers(1, 9, len(text))]), len(text)).tolist()
+        for length in [*lengths[:4], *lengths[2:]]:
+            assert guess(drafter, text[:length], 16) == guess(StoreDrafter(store), text[:length], 16)
+
+
 def test_what_the_embedded_model_writes_is_the_same_with_a_store_of_its_own_texts() -> None:
     bundle = Bundle.embedded()
     decoder, table = open_decoder(open_backend(device="cpu", threads=1), bundle), bundle.token_embedding()
