@@ -4,6 +4,7 @@ In ONNX Runtime's CPU provider matrix products give each row what it is alone (M
 rows, AVX-512). GroupQueryAttention does not: over one position it takes another kernel than over several, about 1e-6
 off, and activations that are rounded to eight bits make of it .02 to .05 in the logits. So a pass with a draft and one
 without would now and then choose different tokens, and every near tie had to be decided again one position a pass.
+Nor could a first draft be read with the prompt, whose keys and values all of a text rests on.
 
 Here attention is given a second, empty position whenever a pass reads one. What it computes for that is cut off again,
 and its key and value lie behind the text, where the next pass writes. Passes over several positions, and those of a
@@ -13,14 +14,17 @@ the model's positions the empty one needs a place in the tables of the rotary em
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from trrg_export.hollow import loaded
 from trrg_export.precision.int8 import replace_all
 
 WIDE = 512
-"""Width from which on drafts pay in 4 and 8 bits; below, 10 us for the empty position would be 8 % of a pass."""
+"""Width from which on drafts pay; below, 10 us for the empty position would be 8 % of a pass in 4 and 8 bits."""
 
 _ATTENTION = "GroupQueryAttention"
 _READ = (0, 1, 2)  # its inputs query, key and value; with all three packed in the first the others are left out
@@ -29,11 +33,12 @@ _ROTARY = slice(7, 9)  # tables of cosines and sines by position
 _PREFIX = "alike/"
 
 
-def make_rows_alike(model: onnx.ModelProto) -> None:
+def make_rows_alike(model: onnx.ModelProto, folder: Path) -> None:
     """Rewrite the attention of a decoder in place.
 
     Args:
         model: As the builder of onnxruntime-genai writes it.
+        folder: Of weights that are not inside.
     """
     graph = model.graph
     constants = {"one": [1], "first": [0], "axis": [1], "sides": [0, 0, 0, 0, 1, 0]}
@@ -55,7 +60,7 @@ def make_rows_alike(model: onnx.ModelProto) -> None:
     replace_all(graph.node, nodes)
     for tensor in graph.initializer:
         if tensor.name in tables:
-            rows = numpy_helper.to_array(tensor)
+            rows = numpy_helper.to_array(loaded(tensor, folder))
             tensor.CopyFrom(numpy_helper.from_array(np.concatenate([rows, rows[-1:]]), tensor.name))
 
 

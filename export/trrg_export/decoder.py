@@ -40,7 +40,6 @@ from trrg_train.models.llm import ADAPTED, merge_adapters
 _LOG = logging.getLogger(__name__)
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS")
 _BUILT_AS = {"int8": "fp32", "int4": "fp32", "int4-fp16": "fp16"}  # the rest are names that the builder knows
-_ROUNDED = ("int8", "int4")  # activations too: what differs in the last place may come out one step of eight bits apart
 _SPARE_CLUES = 32  # positions in the cache for clues that a site adds
 
 
@@ -64,7 +63,7 @@ def write_decoder(
         reference: What the checkpoint writes about the parity studies, to calibrate on.
         drafts: Whether it will read drafts: then passes of any width give the same, see :mod:`trrg_export.alike`.
     """
-    alike = drafts and precision in _ROUNDED and checkpoint.trrg().llm.config.hidden_size >= WIDE
+    alike = drafts and precision not in HALF and checkpoint.trrg().llm.config.hidden_size >= WIDE
     with tempfile.TemporaryDirectory(prefix=".decoder-", dir=path.parent) as scratch, _offline(), quiet():
         with released():
             built = _build(checkpoint.folder, Path(scratch), _BUILT_AS.get(precision, precision))
@@ -80,7 +79,7 @@ def write_decoder(
         if precision in HALF:
             logits_in_fp32(model)
         if alike:
-            make_rows_alike(model)
+            make_rows_alike(model, outside or path.parent)
         save(model, path, outside)
 
 

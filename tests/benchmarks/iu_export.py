@@ -52,14 +52,14 @@ def write_decoders(llm: Any, tokenizer: Tokenizer, folder: Path, *, prompt: int)
         PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(source)
         built = Path(scratch) / "fp32" / "decoder.onnx"
         build_decoder(llm, source, built.parent, "fp32")
-        save(clean(onnx.load(str(built))), folder / "decoder_fp32.onnx")
         nothing = Calibration((), (1, llm.config.num_key_value_heads, 0, llm.config.head_dim))
-        rounded = {
+        written = {
+            "fp32": onnx.load(str(built)),
             "int8": int8_decoder.quantize_decoder(built),
             "int4": int4.quantize_decoder(built, int4.Int4(), nothing),
         }
-        for precision, model in rounded.items():
-            make_rows_alike(model)
+        for precision, model in written.items():
+            make_rows_alike(model, built.parent)
             save(clean(model), folder / f"decoder_{precision}.onnx")
         half = Path(scratch) / "fp16" / "decoder.onnx"
         build_decoder(llm, source, half.parent, "fp16")

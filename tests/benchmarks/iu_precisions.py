@@ -21,7 +21,6 @@ from decode import machine
 from decode_fidelity import Text, compared, fidelity_table
 from iu_workload import Study, Workload, load_workload
 
-from trrg_export.alike import make_rows_alike
 from trrg_export.onnx_file import clean, save
 from trrg_export.precision import int4, int8_decoder
 from trrg_export.precision.gptq import Calibration
@@ -72,7 +71,6 @@ def page(folder: Path, threads: int) -> Iterator[str]:
             except UsageError as error:
                 left_out[name] = str(error)
                 continue
-            make_rows_alike(model)
             save(clean(model), path)
             judged[name] = compared(written(workload, studies, path, threads), wanted, workload.tokenizer)
     yield "\n".join(fidelity_table(judged, left_out))

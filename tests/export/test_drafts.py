@@ -7,6 +7,8 @@ import shutil
 from itertools import islice, pairwise
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 pytest.importorskip("torch")
@@ -16,11 +18,14 @@ from onnxruntime import SessionOptions
 
 from trrg_export.build import ExportOptions
 from trrg_export.cli import _options, build_parser
+from trrg_export.decoder import decoder_spec, write_decoder
 from trrg_export.drafts import add_drafts, largest_change
+from trrg_export.precision.int4 import Int4
 from trrg_export.pytorch_run import run_pytorch
 from trrg_export.reference import Reference
 from trrg_sdk.backends import onnxruntime, open_decoder
 from trrg_sdk.bundle import Bundle
+from trrg_sdk.decoding.alike import passes_agree
 from trrg_sdk.decoding.choice import NEAR_TIE
 from trrg_sdk.decoding.drafts import StoreDrafter
 from trrg_sdk.decoding.options import Decoding
@@ -115,6 +120,29 @@ def test_passes_agree_only_where_enough_was_read(
     spec = add_drafts(bare, checkpoint, reference, least=2)
     assert spec
     assert spec.near_tie == (0.0 if tokens == 1 else NEAR_TIE["fp32"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+def test_a_wide_decoder_gives_passes_of_any_width_the_same(
+    checkpoint: Checkpoint, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """Up to the last of the model's positions, with drafts only."""
+    llm = checkpoint.trrg().llm
+    monkeypatch.setattr("trrg_export.decoder.WIDE", llm.config.hidden_size)
+    longest = llm.config.max_position_embeddings
+    spec = decoder_spec(llm, prompt=longest - 8, max_new_tokens=8)
+    assert spec.max_length == longest
+    table = llm.get_input_embeddings().weight.detach().numpy()
+    for drafts in (True, False):
+        path = tmp_path / f"{drafts}.onnx"
+        write_decoder(checkpoint, path, precision=precision, int4=Int4(), reference=reference, drafts=drafts)
+        assert any(node.op_type == "Pad" for node in onnx.load(str(path)).graph.node) is drafts
+        decoder = onnxruntime.open_backend(device="cpu", threads=1).decoder(path, spec)
+        assert passes_agree(decoder, table) or not drafts
+        decoder.prefill(table[np.arange(longest - 3) % len(table)])
+        rows = [decoder.step(table[5:6]).copy() for _ in range(3)]
+        assert decoder.free == 0
+        assert np.isfinite(rows).all()
 
 
 def test_passes_in_fp16_are_never_said_to_agree(
